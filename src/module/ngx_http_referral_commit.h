@@ -1,0 +1,29 @@
+
+/*
+ * Copyright (C) The nginx referral module authors
+ *
+ * The one moment at which a click is recorded.
+ */
+
+
+#ifndef _NGX_HTTP_REFERRAL_COMMIT_H_INCLUDED_
+#define _NGX_HTTP_REFERRAL_COMMIT_H_INCLUDED_
+
+
+#include "ngx_http_referral.h"
+
+
+ngx_int_t ngx_http_referral_commit_init_process(ngx_cycle_t *cycle);
+
+/*
+ * Records the click of ctx, if there is one to record and it was not tried
+ * before: skip, consent, geo, masking, id, record, append, token.  Nothing
+ * that happens here fails the request.
+ */
+void ngx_http_referral_commit(ngx_http_referral_ctx_t *ctx);
+
+/* geo of the client for variables, looked up once a request */
+void ngx_http_referral_commit_geo(ngx_http_referral_ctx_t *ctx);
+
+
+#endif /* _NGX_HTTP_REFERRAL_COMMIT_H_INCLUDED_ */

@@ -1,0 +1,62 @@
+
+/*
+ * Copyright (C) The nginx referral module authors
+ *
+ * Places of addresses, from databases in MaxMind's format.  A database is
+ * copied into sealed memory, validated and swapped in by a timer, so a file
+ * that is replaced, truncated or overwritten can not hurt a worker.
+ */
+
+
+#ifndef _NGX_HTTP_REFERRAL_GEO_H_INCLUDED_
+#define _NGX_HTTP_REFERRAL_GEO_H_INCLUDED_
+
+
+#include "ngx_http_referral.h"
+
+
+typedef enum {
+    NGX_HTTP_REFERRAL_GEO_COUNTRY = 0,
+    NGX_HTTP_REFERRAL_GEO_REGION,
+    NGX_HTTP_REFERRAL_GEO_CITY,
+    NGX_HTTP_REFERRAL_GEO_TIME_ZONE,
+    NGX_HTTP_REFERRAL_GEO_ASN,
+    NGX_HTTP_REFERRAL_GEO_LATITUDE,
+    NGX_HTTP_REFERRAL_GEO_LONGITUDE,
+    NGX_HTTP_REFERRAL_GEO_FIELDS
+} ngx_http_referral_geo_field_e;
+
+
+/*
+ * What is known of a network.  The strings stay valid until the event loop
+ * turns (they live in the worker's cache): copy what is kept longer.
+ */
+
+typedef struct {
+    ngx_str_t                    country;
+    ngx_str_t                    region;
+    ngx_str_t                    city;
+    ngx_str_t                    time_zone;
+    ngx_str_t                    latitude;         /* decimal text */
+    ngx_str_t                    longitude;
+    uint32_t                     asn;
+} ngx_http_referral_geo_t;
+
+
+/* directive: referral_geoip path [field=path.in.record ...] */
+char *ngx_http_referral_geoip(ngx_conf_t *cf, ngx_command_t *cmd, void *conf);
+
+ngx_int_t ngx_http_referral_geo_init_process(ngx_cycle_t *cycle,
+    ngx_http_referral_main_conf_t *rmcf);
+void ngx_http_referral_geo_exit_process(void);
+
+/*
+ * Looks the whole address up.  Never NULL: an address that is not found, or
+ * no database, gives empty fields.  Cached per network; no system call, no
+ * allocation on a cached network.
+ */
+const ngx_http_referral_geo_t *ngx_http_referral_geo_get(
+    const referral_ip_t *ip);
+
+
+#endif /* _NGX_HTTP_REFERRAL_GEO_H_INCLUDED_ */

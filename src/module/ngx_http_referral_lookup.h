@@ -1,0 +1,42 @@
+
+/*
+ * Copyright (C) The nginx referral module authors
+ *
+ * From a code to a verdict: zone first, then one read of Redis shared by all
+ * requests of this worker that want the code, with a deadline.
+ */
+
+
+#ifndef _NGX_HTTP_REFERRAL_LOOKUP_H_INCLUDED_
+#define _NGX_HTTP_REFERRAL_LOOKUP_H_INCLUDED_
+
+
+#include "ngx_http_referral.h"
+
+
+/* requests of one worker that may wait for Redis at a time */
+
+#define NGX_HTTP_REFERRAL_WAITERS  1024
+
+
+ngx_int_t ngx_http_referral_lookup_init_process(ngx_cycle_t *cycle,
+    ngx_http_referral_main_conf_t *rmcf);
+void ngx_http_referral_lookup_exit_process(void);
+
+/*
+ * Judges ctx->code (folded).
+ *
+ *   NGX_OK     ctx->verdict, cache and rule are set, judged is 1
+ *   NGX_AGAIN  the request has to wait: ctx->wake(ctx) is called from the
+ *              event loop once they are set; at the deadline at the latest,
+ *              then with the verdict unverified
+ *   NGX_BUSY   the client's network is over the miss limit: answer 429;
+ *              ctx->busy is 1, nothing else is set
+ *   NGX_ERROR  no memory
+ *
+ * The wait ends by itself when the request does.
+ */
+ngx_int_t ngx_http_referral_lookup(ngx_http_referral_ctx_t *ctx);
+
+
+#endif /* _NGX_HTTP_REFERRAL_LOOKUP_H_INCLUDED_ */

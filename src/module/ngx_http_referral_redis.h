@@ -1,0 +1,61 @@
+
+/*
+ * Copyright (C) The nginx referral module authors
+ *
+ * One connection to Redis for each worker: nginx owns the socket, hiredis
+ * formats commands and parses replies.  Commands are pipelined.
+ */
+
+
+#ifndef _NGX_HTTP_REFERRAL_REDIS_H_INCLUDED_
+#define _NGX_HTTP_REFERRAL_REDIS_H_INCLUDED_
+
+
+#include "ngx_http_referral.h"
+#include "referral_redis_url.h"
+
+#include <hiredis/hiredis.h>
+
+
+struct ngx_http_referral_redis_conf_s {
+    referral_redis_url_t         url;
+    ngx_addr_t                  *addrs;            /* resolved at start */
+    ngx_uint_t                   naddrs;
+    ngx_msec_t                   timeout;          /* of a command */
+    ngx_msec_t                   connect_timeout;
+};
+
+
+typedef struct ngx_http_referral_redis_s  ngx_http_referral_redis_t;
+
+/*
+ * Called once for each command: reply is NULL when there will be none (the
+ * link broke, timed out or refused).  reply belongs to the link.
+ */
+typedef void (*ngx_http_referral_redis_pt)(void *data, redisReply *reply);
+
+
+/* directive: referral_redis url [timeout=] [connect_timeout=] [password_file=] */
+char *ngx_http_referral_redis(ngx_conf_t *cf, ngx_command_t *cmd, void *conf);
+
+/* makes this worker's link; it connects when first used, and at once here */
+ngx_http_referral_redis_t *ngx_http_referral_redis_create(ngx_cycle_t *cycle,
+    ngx_http_referral_redis_conf_t *conf, const char *name);
+void ngx_http_referral_redis_destroy(ngx_http_referral_redis_t *link);
+
+/*
+ * 1 when a command would be sent or queued now; 0 while the server is not
+ * reachable, not ready, or the circuit is open.
+ */
+ngx_uint_t ngx_http_referral_redis_usable(ngx_http_referral_redis_t *link);
+
+/*
+ * Queues a command.  NGX_DECLINED when the link is not usable or too much is
+ * in flight: handler is not called then.
+ */
+ngx_int_t ngx_http_referral_redis_command(ngx_http_referral_redis_t *link,
+    int argc, const char **argv, const size_t *argvlen,
+    ngx_http_referral_redis_pt handler, void *data);
+
+
+#endif /* _NGX_HTTP_REFERRAL_REDIS_H_INCLUDED_ */
