@@ -1,0 +1,1151 @@
+package Referral::Test;
+
+# Copyright (C) The nginx referral module authors
+
+=head1 NAME
+
+Referral::Test - private nginx, Redis, Postgres and worker for one test
+
+=head1 SYNOPSIS
+
+    use strict;
+    use warnings;
+
+    use Test::More;
+    use Referral::Test;
+
+    my $t = Referral::Test->new();
+
+    $t->redis()->code('SUMMER25', url => 'https://example.com/summer');
+
+    $t->nginx(cookie => 1, server => q{
+        referral on;
+        location /r/ { referral_redirect; }
+        location / { return 200 "code=$referral_code dir=%%DIR%%\n"; }
+    });
+
+    my $r = $t->get('/r/summer25', headers => { 'User-Agent' => 'x' });
+
+    is($r->status, 302, 'redirects');
+    is($r->header('Location'), 'https://example.com/summer', 'there');
+    is($r->header('Cache-Control'), 'no-store', 'not cached');
+    ok($r->cookie('_ref'), 'sets the cookie');
+
+    my ($click) = $t->records(1);        # from the journal, waits for one
+    is($click->{code}, 'SUMMER25', 'recorded');
+
+    $t->done();
+
+Run it from the top of the tree, after C<make all>:
+
+    prove -It/lib t/name.t
+
+=head1 DESCRIPTION
+
+Everything stands in a directory of its own in /tmp, listens on unix sockets
+there or on reserved ports of 127.0.0.1, and ends with the test, however that
+ends.  C<done()> stops it all, looks through the logs and prints the plan; a
+line that must not be there (alert, emerg, a crash, a sanitizer's report, a
+socket left open) or a process that does not go away fails the test.
+
+=head2 Environment
+
+    REFERRAL_NGINX      nginx to test (/usr/sbin/nginx)
+    REFERRAL_MODULE     module to load (build/ngx_http_referral_module.so);
+                        empty: it is built in
+    REFERRAL_BUILD      directory of referral-worker and referralctl (build)
+    REFERRAL_ASAN=1     nginx is built with sanitizers
+    REFERRAL_TEST_KEEP  keep the directory
+    REFERRAL_TEST_DEBUG error_log at level debug
+
+=head2 The test
+
+    $t->dir                 the directory, mode 0755
+    $t->root                the top of the tree
+    $t->port('name')        a reserved port; the same name, the same port
+    $t->write_file('html/a.html', $text [, $mode])   returns the full path
+    $t->read_file('name')   undef when it does not exist
+    $t->wait_for(sub { ... }, $seconds)     polls; returns its true value
+    $t->run(@argv)          { status (exit code), output (both) }
+    $t->allow(qr/.../)      log lines that match are expected
+    $t->log                 text of error.log
+    $t->log_like(qr/.../, 'name')   a test, waits up to 5 s
+    $t->log_unlike(qr/.../, 'name')
+    $t->done()
+
+=head2 nginx
+
+    $t->nginx(http => ..., server => ..., main => ..., events => ...,
+              cookie => 1, user => 'nobody', workers => 2, defaults => 0,
+              listen => 'http2 ...')
+
+writes nginx.conf and starts it.  In all texts (use q{}: variables of nginx
+stay as they are) %%DIR%% is the directory, %%PORT%% the port of the server,
+%%PORT:name%% another reserved one, %%REDIS%% the url of the first Redis.
+Defaults are added to http unless the texts have the directive: referral_zone
+1m, referral_redis when $t->redis() was called, referral_journal
+%%DIR%%/journal with small segments, referral_cookie off.  With cookie => 1
+there are referral_secret %%DIR%%/secret (two keys, k1 signs) and
+referral_consent not_required instead.  defaults => 0 adds none.  conf =>
+$text is a whole nginx.conf (%%GLOBALS%% is what it needs at the top).
+
+    $t->nginx_test(same)    nginx -t: { status, output }; apart from the other
+    $t->reconfigure(same)   writes nginx.conf anew, then $t->reload()
+    $t->reload()            HUP, waits until the new workers are there
+    $t->nginx_stop()        QUIT; ($signal) another
+    $t->nginx_start()       the same configuration again
+    $t->master, $t->workers pids
+    $t->kill_worker($pid)   SIGKILL, declared to the log check; waits for a new one
+    $t->status()            text of /status on $t->port('status'), when the
+                            server block has status => 1 (referral_status)
+
+=head2 HTTP
+
+    $t->get($path, headers => {} or [], method =>, host =>, body =>, port =>,
+            version => '1.0', raw => "GET / HTTP/1.1\r\n...")
+    $t->head($path, ...) $t->post($path, body => ...)
+    $t->parallel($path or { path => ..., headers => ... }, ...)  responses, in order
+    $t->connect(port =>)    a connection: ->ask($path, ...), ->write($bytes),
+                            ->response($method), ->closed, ->close
+    $t->curl(@args, $url)   through curl (HTTP/2: --http2-prior-knowledge, TLS: -k)
+    $t->certificate()       (certificate, key) files, self-signed
+
+A response has ->status (0: none came), ->header($name), ->all($name),
+->cookie($name), ->body.
+
+=head2 Redis
+
+    my $redis = $t->redis(tcp => 1, args => [...], name => 'other', auth => ...)
+    $redis->cmd('HSET', ...) ->code('CODE', field => value ...) ->url ->path ->port
+    ->stop ->start ->restart ->kill9 ->pause ->resume (SIGSTOP, SIGCONT)
+
+Called again without a name, it returns the same one.
+
+=head2 Journal, Postgres, worker
+
+    $t->records($n)         hashes of referralctl journal export --json, by
+                            time; waits until there are at least $n
+    $t->referralctl(@args)  { status, output }
+    my $pg = $t->postgres(fsync => 1, conf => {...}, migrate => 0)
+    $pg->rows($sql) ->value($sql) ->try($sql) ->conninfo(user => ...)
+    ->stop ->start ->restart ->pid ->log
+    my $w = $t->worker(setting => value, ...)   journal, postgres and redis are
+                            preset; name => '...', env => {...}, start_later => 1
+    $w->stop ->start ->restart ->kill9 ->pause ->resume ->hup ->output
+    ->configure(all settings) ->notified(qr/READY=1/)
+
+=head2 Geo databases
+
+    $t->mmdb('city.mmdb', { '192.0.2.0/24' => {...} }, ip_version =>, type =>)
+
+=cut
+
+use strict;
+use warnings;
+
+use Cwd qw(abs_path);
+use Fcntl qw(:flock O_RDWR O_CREAT);
+use File::Basename qw(dirname);
+use File::Path qw(make_path remove_tree);
+use IO::Socket::INET;
+use JSON::PP ();
+use POSIX qw(WNOHANG);
+use Test::More;
+use Time::HiRes qw(sleep time);
+
+use Referral::Test::Http;
+use Referral::Test::Postgres;
+use Referral::Test::Process;
+use Referral::Test::Redis;
+use Referral::Test::Worker;
+
+
+# below the kernel's range of ports for clients
+
+use constant PORTS => (23000 .. 29999);
+
+our @instances;
+
+my $bad = qr/\[alert\]|\[emerg\]|exited\ on\ signal|exited\ with\ code\ [^0]
+             |Sanitizer|runtime\ error:|open\ socket/x;
+
+
+sub new {
+    my ($class, %arg) = @_;
+
+    my $root = abs_path(dirname(__FILE__) . '/../../..');
+    my $build = $ENV{REFERRAL_BUILD} // "$root/build";
+    my $module = $ENV{REFERRAL_MODULE} // "$build/ngx_http_referral_module.so";
+
+    my $self = bless {
+        root => $root, build => $build, pid => $$, allow => [], killed => {},
+        module => $module eq '' ? '' : abs_path($module) // $module,
+        binary => $ENV{REFERRAL_NGINX} // $ENV{NGINX} // '/usr/sbin/nginx',
+        ports => {}, redis => {}, postgres => {}, worker => {}, problems => [],
+    }, $class;
+
+    umask(022);
+
+    for (1 .. 100) {
+        my $dir = '/tmp/referral-' . sprintf('%08x', int(rand(2 ** 32)));
+        next unless mkdir($dir, 0755);
+        $self->{dir} = $dir;
+        last;
+    }
+
+    die "no directory could be made in /tmp: $!\n" unless $self->{dir};
+
+    mkdir("$self->{dir}/$_") for qw(html logs temp sanitizer);
+    chmod(0777, "$self->{dir}/sanitizer");
+
+    push @instances, $self;
+
+    for my $signal (qw(INT TERM HUP)) {
+        $SIG{$signal} = sub { exit(128 + POSIX->can("SIG$signal")->()) };
+    }
+
+    return $self;
+}
+
+
+sub dir    { $_[0]{dir} }
+sub root   { $_[0]{root} }
+sub build  { $_[0]{build} }
+sub binary { $_[0]{binary} }
+
+
+sub allow {
+    my ($self, @patterns) = @_;
+
+    push @{ $self->{allow} }, @patterns;
+
+    return $self;
+}
+
+
+# A port of 127.0.0.1 that no other test takes while this one runs: its lock
+# file is held, and nobody listens there.
+
+sub port {
+    my ($self, $name) = @_;
+
+    $name //= 'http';
+
+    return $self->{ports}{$name}{port} if $self->{ports}{$name};
+
+    my $locks = '/tmp/referral-test-ports';
+
+    if (!-d $locks) {
+        mkdir($locks) && chmod(01777, $locks);
+    }
+
+    my @ports = (PORTS);
+    my $at = int(rand(@ports));
+
+    for my $i (0 .. $#ports) {
+        my $port = $ports[($at + $i) % @ports];
+
+        sysopen(my $lock, "$locks/$port", O_RDWR | O_CREAT, 0666) or next;
+        flock($lock, LOCK_EX | LOCK_NB) or next;
+
+        my $sock = IO::Socket::INET->new(LocalAddr => '127.0.0.1',
+                                         LocalPort => $port,
+                                         Proto => 'tcp', Listen => 1,
+                                         ReuseAddr => 1) or next;
+        close($sock);
+
+        $self->{ports}{$name} = { port => $port, lock => $lock };
+
+        return $port;
+    }
+
+    die "no free port\n";
+}
+
+
+sub path {
+    my ($self, $name) = @_;
+    return $name =~ m{^/} ? $name : "$self->{dir}/$name";
+}
+
+
+sub write_file {
+    my ($self, $name, $text, $mode) = @_;
+
+    my $path = $self->path($name);
+
+    make_path(dirname($path));
+
+    open(my $fh, '>:raw', $path) or die "$path: $!\n";
+    utf8::encode($text) if utf8::is_utf8($text);
+    print $fh $text;
+    close($fh) or die "$path: $!\n";
+
+    chmod($mode, $path) if defined $mode;
+
+    return $path;
+}
+
+
+sub read_file {
+    my ($self, $name) = @_;
+
+    open(my $fh, '<:raw', $self->path($name)) or return undef;
+    local $/;
+    return scalar(<$fh>) // '';
+}
+
+
+sub wait_for {
+    my ($self, $sub, $timeout) = @_;
+
+    my $end = time() + ($timeout // 10);
+
+    for ( ;; ) {
+        my $value = $sub->();
+        return $value if $value;
+        return undef if time() > $end;
+        sleep(0.02);
+    }
+}
+
+
+# runs a program to its end: { status => exit code or 128 + signal, output }
+
+sub run {
+    my ($self, @argv) = @_;
+
+    my $pid = open(my $fh, '-|');
+    die "fork: $!\n" unless defined $pid;
+
+    if ($pid == 0) {
+        open(STDIN, '<', '/dev/null');
+        open(STDERR, '>&', \*STDOUT);
+        no warnings 'exec';
+        exec { $argv[0] } @argv;
+        print "$argv[0]: $!\n";
+        POSIX::_exit(127);
+    }
+
+    my $output = do { local $/; <$fh> } // '';
+    close($fh);
+
+    return { status => $? & 127 ? 128 + ($? & 127) : $? >> 8,
+             output => $output };
+}
+
+
+#
+# nginx
+#
+
+sub globals {
+    my ($self, %arg) = @_;
+
+    my $dir = $self->{dir};
+    my $level = $ENV{REFERRAL_TEST_DEBUG} ? 'debug' : 'info';
+    my $text = '';
+
+    $text .= "load_module $self->{module};\n" if $self->{module} ne '';
+    $text .= "user " . ($arg{user} // 'root') . ";\n" if $> == 0;
+    $text .= "daemon off;\npid $dir/nginx.pid;\n"
+             . "error_log $dir/error.log $level;\n";
+
+    return $text;
+}
+
+
+sub http_globals {
+    my ($self) = @_;
+
+    return join('', map { "    ${_}_temp_path $self->{dir}/temp/$_;\n" }
+                    qw(client_body proxy fastcgi uwsgi scgi));
+}
+
+
+sub expand {
+    my ($self, $text, %arg) = @_;
+
+    my $redis = $self->{redis}{redis};
+
+    $text =~ s/%%GLOBALS%%/$self->globals(%arg)/ge;
+    $text =~ s/%%HTTP_GLOBALS%%/$self->http_globals()/ge;
+    $text =~ s/%%DIR%%/$self->{dir}/g;
+    $text =~ s/%%ROOT%%/$self->{root}/g;
+    $text =~ s/%%PORT%%/$self->port('http')/ge;
+    $text =~ s/%%PORT:(\w+)%%/$self->port($1)/ge;
+    $text =~ s/%%REDIS%%/$redis ? $redis->url() : 'no-redis'/ge;
+
+    return $text;
+}
+
+
+# two keys of 32 bytes; the second was the first before
+
+sub secret {
+    my ($self) = @_;
+
+    my $path = "$self->{dir}/secret";
+
+    unless (-e $path) {
+        $self->write_file('secret',
+            "k1:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=\n"
+            . "k0:ICEiIyQlJicoKSorLC0uLzAxMjM0NTY3ODk6Ozw9Pj8=\n", 0600);
+    }
+
+    return $path;
+}
+
+
+sub defaults {
+    my ($self, $all, %arg) = @_;
+
+    my $text = '';
+
+    return $text if defined $arg{defaults} && !$arg{defaults};
+
+    $text .= "    referral_zone 1m;\n" unless $all =~ /\breferral_zone\b/;
+
+    $text .= "    referral_redis %%REDIS%%;\n"
+        if $self->{redis}{redis} && $all !~ /\breferral_redis\b/;
+
+    if ($all !~ /\breferral_journal\b/) {
+        my $dir = "$self->{dir}/journal";
+
+        if (mkdir($dir) && defined $arg{user} && $> == 0) {
+            my ($uid, $gid) = (getpwnam($arg{user}))[2, 3];
+            chown($uid, $gid, $dir);
+        }
+
+        chmod(02770, $dir);
+
+        $text .= "    referral_journal $dir size=64m segment=256k;\n";
+    }
+
+    if ($arg{cookie}) {
+        $text .= '    referral_secret ' . $self->secret() . ";\n"
+            unless $all =~ /\breferral_secret\b/;
+        $text .= "    referral_consent not_required;\n"
+            unless $all =~ /\breferral_consent\b/;
+
+    } elsif ($all !~ /\breferral_(?:cookie|secret)\b/) {
+        $text .= "    referral_cookie off;\n";
+    }
+
+    return $text;
+}
+
+
+sub configuration {
+    my ($self, %arg) = @_;
+
+    return $self->expand($arg{conf}, %arg) if defined $arg{conf};
+
+    my ($http, $server, $main) = map { $arg{$_} // '' } qw(http server main);
+    my $workers = $arg{workers} // 1;
+    my $listen = $arg{listen} // '';
+    my $events = $arg{events} // '';
+    my $defaults = $self->defaults($http . $server, %arg);
+    my $access = "$http$server" =~ /\baccess_log\b/ ? '' : 'access_log off;';
+    my $processes = $main =~ /\bworker_processes\b/
+                    ? '' : "worker_processes $workers;";
+    my $status = '';
+
+    if ($arg{status}) {
+        $status = 'server { listen 127.0.0.1:%%PORT:status%%;'
+                  . ' location = /status { referral_status; } }';
+    }
+
+    return $self->expand(<<END, %arg);
+%%GLOBALS%%
+$processes
+$main
+
+events {
+    worker_connections 1024;
+    $events
+}
+
+http {
+%%HTTP_GLOBALS%%
+    default_type text/plain;
+    root %%DIR%%/html;
+    server_tokens off;
+    $access
+$defaults
+    $http
+
+    server {
+        listen 127.0.0.1:%%PORT%% $listen;
+        server_name localhost;
+
+        $server
+    }
+
+    $status
+}
+END
+}
+
+
+sub nginx {
+    my ($self, %arg) = @_;
+
+    die "$self->{module} does not exist: run make first\n"
+        if $self->{module} ne '' && !-e $self->{module};
+
+    $self->write_file('nginx.conf', $self->configuration(%arg));
+    $self->{nginx_args} = { %arg };
+
+    return $self->nginx_start();
+}
+
+
+sub nginx_env {
+    my ($self) = @_;
+
+    return {} unless $ENV{REFERRAL_ASAN};
+
+    return {
+        ASAN_OPTIONS => 'detect_leaks=0:detect_odr_violation=0:'
+            . 'abort_on_error=1:log_path='
+            . "$self->{dir}/sanitizer/asan",
+        UBSAN_OPTIONS => 'print_stacktrace=1:halt_on_error=0:log_path='
+            . "$self->{dir}/sanitizer/ubsan",
+    };
+}
+
+
+sub nginx_start {
+    my ($self) = @_;
+
+    my $dir = $self->{dir};
+
+    unlink("$dir/nginx.pid");
+
+    $self->{nginx} = Referral::Test::Process->new(
+        name => 'nginx', log => "$dir/nginx.out",
+        env => { %{ $self->nginx_env() },
+                 %{ $self->{nginx_args}{env} // {} } },
+        umask => $self->{nginx_args}{umask},
+        argv => [ $self->{binary}, '-p', $dir, '-c', "$dir/nginx.conf",
+                  '-e', "$dir/error.log" ]);
+
+    my $up = $self->wait_for(sub {
+        return 1 unless $self->{nginx}->alive();
+        return -s "$dir/nginx.pid" && $self->workers();
+    }, 30);
+
+    if (!$up || !$self->{nginx}->alive()) {
+        $self->allow(qr/\[emerg\]/);
+        die "nginx does not start:\n" . $self->{nginx}->output()
+            . ($self->read_file('error.log') // '');
+    }
+
+    return $self;
+}
+
+
+sub nginx_test {
+    my ($self, %arg) = @_;
+
+    my $name = 'test-' . ++$self->{tests};
+    my $conf = $self->write_file("$name.conf", $self->configuration(%arg));
+
+    local %ENV = (%ENV, %{ $self->nginx_env() });
+
+    my $r = $self->run($self->{binary}, '-t', '-p', $self->{dir}, '-c', $conf,
+                       '-e', "$self->{dir}/$name.log");
+
+    # error_log of the file is opened too: our own names are not its matter
+    $r->{conf} = $conf;
+
+    return $r;
+}
+
+
+sub reconfigure {
+    my ($self, %arg) = @_;
+
+    $self->write_file('nginx.conf', $self->configuration(%arg));
+    $self->{nginx_args} = { %arg };
+
+    return $self->reload();
+}
+
+
+# HUP; returns 1 when new workers have taken over, 0 when the configuration
+# was refused
+
+sub reload {
+    my ($self, $timeout) = @_;
+
+    my %old = map { $_ => 1 } $self->workers();
+    my $at = -s "$self->{dir}/error.log" // 0;
+
+    $self->{nginx}->signal('HUP');
+
+    my $done = $self->wait_for(sub {
+        my @pids = $self->workers();
+        my @new = grep { !$old{$_} } @pids;
+        my @left = grep { $old{$_} && !shutting_down($_) } @pids;
+
+        return 1 if @new && !@left;
+        return -1 if substr($self->log(), $at) =~ /\[emerg\]/;
+        return 0;
+    }, $timeout // 30);
+
+    # their init_process is over when they wait for events; a request that
+    # comes before is queued by the kernel, so this is for the log only
+
+    return ($done // 0) > 0 ? 1 : 0;
+}
+
+
+sub nginx_stop {
+    my ($self, $signal) = @_;
+
+    return 1 unless $self->{nginx} && $self->{nginx}->alive();
+
+    my @pids = $self->workers();
+
+    push @{ $self->{problems} }, 'nginx does not end after '
+                                 . ($signal // 'QUIT')
+        unless $self->{nginx}->stop($signal // 'QUIT', 30);
+
+    for my $pid (@pids) {
+        my $gone = $self->wait_for(sub { !alive($pid) }, 5);
+
+        unless ($gone) {
+            push @{ $self->{problems} }, "nginx worker $pid is still there";
+            kill('KILL', $pid);
+        }
+    }
+
+    return 1;
+}
+
+
+sub master { $_[0]{nginx} ? $_[0]{nginx}->pid() : undef }
+
+
+# is it there, and not a zombie
+
+sub alive {
+    my ($pid) = @_;
+
+    open(my $fh, '<', "/proc/$pid/stat") or return 0;
+    my $stat = <$fh> // return 0;
+
+    return $stat =~ /^\d+ \(.*\) [ZX]/s ? 0 : 1;
+}
+
+
+sub shutting_down {
+    my ($pid) = @_;
+
+    open(my $fh, '<', "/proc/$pid/cmdline") or return 1;
+    my $line = <$fh> // '';
+
+    return $line =~ /is shutting down/ ? 1 : 0;
+}
+
+
+# pids of the master's workers, old ones that shut down included
+
+sub workers {
+    my ($self) = @_;
+
+    return () unless $self->{nginx};
+
+    my $master = $self->{nginx}->pid();
+    my @pids;
+
+    open(my $fh, '<', "/proc/$master/task/$master/children") or return ();
+
+    for my $pid (split(' ', <$fh> // '')) {
+        open(my $ch, '<', "/proc/$pid/cmdline") or next;
+        my $line = <$ch> // '';
+        push @pids, $pid if $line =~ /^nginx: worker process/;
+    }
+
+    return @pids;
+}
+
+
+sub kill_worker {
+    my ($self, $pid, $signal) = @_;
+
+    my @old = $self->workers();
+
+    $pid //= $old[0];
+
+    $self->{killed}{$pid} = 1;
+    kill($signal // 'KILL', $pid);
+
+    $self->wait_for(sub {
+        my @pids = grep { $_ != $pid } $self->workers();
+        return !alive($pid) && @pids >= @old;
+    }, 10) or push @{ $self->{problems} }, "no new worker came for $pid";
+
+    return $pid;
+}
+
+
+sub log { $_[0]->read_file('error.log') // '' }
+
+
+sub log_like {
+    my ($self, $pattern, $name) = @_;
+
+    $self->wait_for(sub { $self->log() =~ $pattern }, 5);
+
+    local $Test::Builder::Level = $Test::Builder::Level + 1;
+
+    return ok($self->log() =~ $pattern, $name)
+           || diag('not in error.log: ', $pattern, "\n",
+                   join("\n", last_lines($self->log(), 30)));
+}
+
+
+sub log_unlike {
+    my ($self, $pattern, $name) = @_;
+
+    local $Test::Builder::Level = $Test::Builder::Level + 1;
+
+    return unlike(join("\n", grep { $_ =~ $pattern }
+                             split(/\n/, $self->log())), $pattern, $name);
+}
+
+
+sub last_lines {
+    my ($text, $n) = @_;
+
+    my @lines = split(/\n/, $text);
+
+    splice(@lines, 0, @lines - $n) if @lines > $n;
+
+    return @lines;
+}
+
+
+#
+# HTTP
+#
+
+sub connect {
+    my ($self, %arg) = @_;
+
+    my $c = Referral::Test::Http->connect(port => $self->port('http'), %arg);
+
+    push @{ $self->{connections} }, $c;
+
+    return $c;
+}
+
+
+sub get {
+    my ($self, $path, %arg) = @_;
+
+    my $c = Referral::Test::Http->connect(
+        port => $arg{port} // $self->port('http'),
+        timeout => $arg{timeout} // 15);
+
+    $c->write($arg{raw} // Referral::Test::Http::request(%arg, path => $path));
+
+    my $r = $c->response($arg{method} // 'GET');
+
+    $c->close();
+
+    return $r;
+}
+
+
+sub head { my ($s, $p, %a) = @_; $s->get($p, %a, method => 'HEAD') }
+
+sub post {
+    my ($self, $path, %arg) = @_;
+    return $self->get($path, body => '', %arg, method => 'POST');
+}
+
+
+sub parallel {
+    my ($self, @requests) = @_;
+
+    my @texts = map {
+        ref($_) ? Referral::Test::Http::request(%$_)
+                : Referral::Test::Http::request(path => $_)
+    } @requests;
+
+    return Referral::Test::Http::parallel($self->port('http'), 30, @texts);
+}
+
+
+sub curl {
+    my ($self, @args) = @_;
+
+    my $r = $self->run('curl', '-s', '-i', '--max-time', '20',
+                       '--noproxy', '*', @args);
+    my $text = $r->{output};
+    my ($head, $body);
+
+    while ($text =~ s{\A(HTTP/[\d.]+ \d+.*?\r\n)\r\n}{}s) {
+        $head = $1;
+    }
+
+    $body = $text;
+
+    return Referral::Test::Http::Response->new(status => 0, headers => [],
+        body => $body, curl => $r->{status}) unless defined $head;
+
+    my ($line, @lines) = split(/\r\n/, $head);
+
+    return Referral::Test::Http::Response->new(
+        status => ($line =~ m{^\S+ (\d+)})[0], line => $line, body => $body,
+        raw => $head, curl => $r->{status},
+        headers => [ map { /^([^:]+):\s*(.*?)\s*$/ ? [ $1, $2 ] : () }
+                     @lines ]);
+}
+
+
+sub certificate {
+    my ($self) = @_;
+
+    my ($cert, $key) = ("$self->{dir}/cert.pem", "$self->{dir}/key.pem");
+
+    unless (-e $cert) {
+        my $r = $self->run('openssl', 'req', '-x509', '-newkey', 'ec',
+                           '-pkeyopt', 'ec_paramgen_curve:prime256v1',
+                           '-nodes', '-days', '2', '-subj', '/CN=localhost',
+                           '-keyout', $key, '-out', $cert);
+        die $r->{output} if $r->{status};
+    }
+
+    return ($cert, $key);
+}
+
+
+sub status {
+    my ($self) = @_;
+    return $self->get('/status', port => $self->port('status'))->body();
+}
+
+
+#
+# the servers beside nginx
+#
+
+sub redis {
+    my ($self, %arg) = @_;
+
+    my $name = $arg{name} // 'redis';
+
+    $arg{port} //= $self->port($name) if delete $arg{tcp};
+
+    return $self->{redis}{$name} //=
+        Referral::Test::Redis->new(%arg, name => $name, dir => $self->{dir});
+}
+
+
+sub code { my $self = shift; $self->redis()->code(@_) }
+
+
+# migrated unless migrate => 0
+
+sub postgres {
+    my ($self, %arg) = @_;
+
+    my $name = $arg{name} // 'pg';
+    my $migrate = delete $arg{migrate} // 1;
+
+    return $self->{postgres}{$name} if $self->{postgres}{$name};
+
+    $arg{port} //= $self->port($name) if delete $arg{tcp};
+
+    my $pg = Referral::Test::Postgres->new(%arg, name => $name,
+                                           dir => $self->{dir});
+
+    $self->{postgres}{$name} = $pg;
+
+    if ($migrate) {
+        my $r = $self->referralctl('db', 'upgrade', '--db', $pg->conninfo());
+        die "referralctl db upgrade: $r->{output}\n" if $r->{status};
+    }
+
+    return $pg;
+}
+
+
+sub worker {
+    my ($self, %arg) = @_;
+
+    my $name = delete $arg{name} // 'worker';
+    my %own = map { $_ => delete $arg{$_} } grep { exists $arg{$_} }
+              qw(env user start_later binary);
+    my $pg = $self->{postgres}{pg};
+
+    $arg{journal} //= "$self->{dir}/journal" unless exists $arg{journal};
+    $arg{postgres} = $pg->conninfo(user => 'referral_worker')
+        if $pg && !exists $arg{postgres};
+    return $self->{worker}{$name} =
+        Referral::Test::Worker->new(binary => "$self->{build}/referral-worker",
+                                    %own, conf => \%arg, name => $name,
+                                    dir => $self->{dir});
+}
+
+
+sub referralctl {
+    my ($self, @args) = @_;
+    return $self->run("$self->{build}/referralctl", @args);
+}
+
+
+# clicks in the journal as hashes; waits until there are $n
+
+sub records {
+    my ($self, $n, %arg) = @_;
+
+    my $journal = $arg{journal} // "$self->{dir}/journal";
+    my @records;
+
+    $self->wait_for(sub {
+        my $r = $self->referralctl('journal', 'export', '--json', '--journal',
+                                   $journal);
+        die "referralctl journal export: $r->{output}\n" if $r->{status};
+
+        @records = decode_json_stream($r->{output});
+
+        return @records >= ($n // 0);
+    }, $arg{timeout} // 5);
+
+    return sort { ($a->{id} // '') cmp ($b->{id} // '') } @records;
+}
+
+
+# one document, an array of them, or one a line
+
+sub decode_json_stream {
+    my ($text) = @_;
+
+    my $json = JSON::PP->new()->utf8();
+    my @all;
+
+    $json->incr_parse($text);
+
+    while (my $value = $json->incr_parse()) {
+        push @all, ref($value) eq 'ARRAY' ? @$value : $value;
+    }
+
+    return @all;
+}
+
+
+#
+# geo databases
+#
+
+sub mmdb {
+    my ($self, $name, $networks, %arg) = @_;
+
+    require MaxMind::DB::Writer::Tree;
+
+    my %types = (
+        iso_code => 'utf8_string', geoname_id => 'uint32',
+        latitude => 'double', longitude => 'double',
+        autonomous_system_number => 'uint32', names => 'map',
+        subdivisions => [ 'array', 'map' ],
+        country => 'map', city => 'map', location => 'map', traits => 'map',
+        %{ $arg{types} // {} },
+    );
+
+    my $tree = MaxMind::DB::Writer::Tree->new(
+        ip_version => $arg{ip_version} // 6,
+        record_size => $arg{record_size} // 24,
+        database_type => $arg{type} // 'GeoLite2-City',
+        languages => [ 'en' ],
+        description => { en => 'made for a test' },
+        alias_ipv6_to_ipv4 => $arg{alias} // 0,
+        remove_reserved_networks => 0,
+        map_key_type_callback => sub { $types{$_[0]} // 'utf8_string' },
+    );
+
+    for my $network (sort keys %$networks) {
+        $tree->insert_network($network, $networks->{$network});
+    }
+
+    my $path = $self->path($name);
+
+    open(my $fh, '>:raw', "$path.tmp") or die "$path: $!\n";
+    $tree->write_tree($fh);
+    close($fh);
+
+    # a file appears whole, as geoipupdate makes it
+    rename("$path.tmp", $path) or die "$path: $!\n";
+
+    return $path;
+}
+
+
+#
+# the end
+#
+
+sub stop_all {
+    my ($self) = @_;
+
+    return if $self->{stopped}++;
+
+    $_->close() for @{ delete $self->{connections} // [] };
+
+    for my $worker (values %{ $self->{worker} }) {
+        next unless $worker->{process};
+
+        my $p = $worker->{process};
+
+        if (!$p->alive() && !$p->{expected} && ($p->status() // 0) != 0) {
+            push @{ $self->{problems} }, "$worker->{name} ended by itself, "
+                . 'wait status ' . $p->status() . ":\n" . $p->output();
+        }
+
+        push @{ $self->{problems} }, "$worker->{name} does not end after TERM"
+            unless $p->stop('TERM', 30);
+
+        push @{ $self->{problems} }, map { "$worker->{name}: $_" }
+            grep { /$bad/ && !$self->allowed($_) } split(/\n/, $p->output());
+    }
+
+    if ($self->{nginx}) {
+        push @{ $self->{problems} }, 'nginx is gone, wait status '
+                                     . $self->{nginx}->status()
+            if !$self->{nginx}->alive() && !$self->{nginx}{expected};
+
+        $self->nginx_stop();
+    }
+
+    $_->stop() for grep { $_->alive() } values %{ $self->{redis} };
+    $_->stop() for grep { $_->alive() } values %{ $self->{postgres} };
+
+    return;
+}
+
+
+sub allowed {
+    my ($self, $line) = @_;
+
+    for my $pattern (@{ $self->{allow} }) {
+        return 1 if $line =~ $pattern;
+    }
+
+    return $line =~ /(?:worker )?process (\d+) exited on signal/
+           && $self->{killed}{$1} ? 1 : 0;
+}
+
+
+# processes that name our directory: nobody may be left
+
+sub strays {
+    my ($self) = @_;
+
+    my @strays;
+
+    for my $proc (glob('/proc/[0-9]*')) {
+        my ($pid) = $proc =~ m{(\d+)$};
+        next if $pid == $$;
+
+        open(my $fh, '<', "$proc/cmdline") or next;
+        my $line = do { local $/; <$fh> } // '';
+
+        $line =~ tr/\0/ /;
+
+        next unless index($line, "$self->{dir}/") >= 0;
+        next unless alive($pid);
+
+        push @strays, "$pid ($line)";
+    }
+
+    return @strays;
+}
+
+
+sub problems {
+    my ($self) = @_;
+
+    my @found = @{ $self->{problems} };
+
+    push @found, grep { /$bad/ && !$self->allowed($_) }
+                 split(/\n/, $self->log());
+
+    push @found, map { "nginx: $_" }
+                 grep { /$bad/ && !$self->allowed($_) }
+                 split(/\n/, $self->{nginx}->output())
+        if $self->{nginx};
+
+    for my $file (glob("$self->{dir}/sanitizer/*")) {
+        push @found, join("\n", last_lines($self->read_file($file), 40));
+    }
+
+    push @found, map { "still running: $_" } $self->strays();
+
+    return @found;
+}
+
+
+sub done {
+    my ($self) = @_;
+
+    $self->stop_all();
+
+    my @problems = $self->problems();
+
+    local $Test::Builder::Level = $Test::Builder::Level + 1;
+
+    ok(!@problems, 'nothing bad in the logs, nothing left running')
+        or diag(join("\n", @problems > 40 ? @problems[0 .. 39] : @problems));
+
+    $self->{done} = 1;
+    $self->remove();
+
+    @instances = grep { $_ != $self } @instances;
+
+    done_testing() unless @instances;
+
+    return;
+}
+
+
+sub remove {
+    my ($self) = @_;
+
+    return if $ENV{REFERRAL_TEST_KEEP} && diag("kept: $self->{dir}");
+
+    remove_tree($self->{dir});
+
+    return;
+}
+
+
+END {
+    my $status = $?;
+
+    for my $self (@instances) {
+        next if $self->{done} || $self->{pid} != $$;
+
+        eval { $self->stop_all(); };
+
+        diag("the test did not reach done(); the end of error.log:\n",
+             join("\n", last_lines($self->log(), 40)));
+
+        for my $stray ($self->strays()) {
+            diag("still running: $stray");
+        }
+
+        eval { $self->remove(); };
+
+        $status ||= 1;
+    }
+
+    $? = $status;
+}
+
+
+1;
