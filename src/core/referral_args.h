@@ -32,6 +32,14 @@ size_t referral_args_decode(u_char *dst, const referral_str_t *src);
 int referral_args_name_is(const referral_str_t *name,
     const referral_str_t *wanted);
 
+/* 1 when the undecoded name, once decoded, begins with the prefix */
+int referral_args_name_begins(const referral_str_t *name,
+    const referral_str_t *prefix);
+
+/* 1 when two undecoded names are the same once decoded */
+int referral_args_name_equal(const referral_str_t *one,
+    const referral_str_t *two);
+
 /*
  * Copies args without the parameters of the names given; the others keep
  * their order and bytes.  dst needs args->len bytes.  Returns the length.

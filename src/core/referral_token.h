@@ -21,6 +21,15 @@
 #include "referral_core.h"
 #include "referral_code.h"
 
+/*
+ * The low-level interface is the only one whose states can be copied without
+ * an allocation; OpenSSL 3 marks it as deprecated.
+ */
+
+#ifndef OPENSSL_SUPPRESS_DEPRECATED
+#define OPENSSL_SUPPRESS_DEPRECATED
+#endif
+
 #include <openssl/sha.h>
 
 
@@ -96,7 +105,9 @@ size_t referral_token_make(const referral_keyring_t *ring,
 /*
  * Verifies in constant time.  now and max_age in milliseconds, max_age 0: no
  * limit.  The age is that of the last click; a first touch older than
- * max_age is replaced by the last one.
+ * max_age is replaced by the last one.  A last click that is more than
+ * REFERRAL_TOKEN_FUTURE ahead of now is EXPIRED too.  Only the form that
+ * referral_token_make() writes is accepted; token is set only when VALID.
  */
 referral_token_result_e referral_token_verify(const referral_keyring_t *ring,
     const u_char *text, size_t len, uint64_t now, uint64_t max_age,
