@@ -1,78 +1,223 @@
-# Targets: see "make help".  Everything built stands in build/.
+# Copyright (C) The nginx referral module authors
+#
+# "make help" lists the targets.  Everything that is built stands in build/.
 
-CC       ?= gcc
-AR       ?= ar
-PREFIX   ?= /usr/local
-BUILD    ?= build
+VERSION   := 0.1.0
 
-WARN      = -Wall -Wextra -Wpointer-arith -Wno-unused-parameter -Werror
-HARDEN    = -g -O2 -fstack-protector-strong -Wformat -Werror=format-security \
-            -Wdate-time -D_FORTIFY_SOURCE=2 -fPIC
-LDHARDEN  = -Wl,-z,relro -Wl,-z,now
+ifeq ($(origin CC),default)
+CC         = gcc
+endif
 
-CFLAGS   ?= $(HARDEN)
-LDFLAGS  ?= $(LDHARDEN)
+BUILD     ?= build
+PREFIX    ?= /usr/local
+SYSCONF   ?= /etc
+NGINX     ?= $(shell PATH=$$PATH:/usr/sbin:/usr/local/sbin command -v nginx)
+FUZZ_TIME ?= 30
+JOBS      ?= 2
+TESTS     ?= $(wildcard t/*.t)
 
-PGINC    := -I$(shell pg_config --includedir 2>/dev/null || echo /usr/include/postgresql)
-VERSION  := 0.1.0
+# Debian's flags where its tools are, the same by hand elsewhere
 
-ALL_CFLAGS = $(CFLAGS) $(WARN) -D_GNU_SOURCE -DREFERRAL_VERSION='"$(VERSION)"' \
-             -Isrc/core
+BUILDFLAGS = DEB_BUILD_MAINT_OPTIONS=hardening=+all dpkg-buildflags --get
+
+ifndef CFLAGS
+CFLAGS    := $(shell $(BUILDFLAGS) CFLAGS 2>/dev/null || \
+             echo "-g -O2 -fstack-protector-strong -fstack-clash-protection" \
+             "-Wformat -Werror=format-security -fPIE")
+CPPFLAGS  ?= $(shell $(BUILDFLAGS) CPPFLAGS 2>/dev/null || \
+             echo "-Wdate-time -D_FORTIFY_SOURCE=2")
+endif
+
+ifndef LDFLAGS
+LDFLAGS   := $(shell $(BUILDFLAGS) LDFLAGS 2>/dev/null || \
+             echo "-fPIE -pie -Wl,-z,relro -Wl,-z,now")
+endif
+
+# expanded here, once: they start programs
+
+CPPFLAGS  := $(CPPFLAGS)
+PGINC     := -I$(shell pg_config --includedir 2>/dev/null || \
+             echo /usr/include/postgresql)
+
+WARN       = -Wall -Wextra -Wpointer-arith -Wno-unused-parameter -Werror
+
+SHARE      = $(PREFIX)/share/referral
+DEFINES    = -D_GNU_SOURCE -DREFERRAL_VERSION='"$(VERSION)"' \
+             -DREFERRAL_SQLDIR='"$(SHARE)/sql"'
+
+ALL_CFLAGS = $(CPPFLAGS) $(CFLAGS) $(WARN) $(DEFINES) -Isrc/core
+LIBS       = -lcrypto -lpthread
 
 CORE_SRC   = $(wildcard src/core/*.c)
 WORKER_SRC = $(wildcard src/worker/*.c)
 CTL_SRC    = $(wildcard src/ctl/*.c)
 TEST_SRC   = $(wildcard t/core/*_test.c)
 FUZZ_SRC   = $(wildcard t/core/*_fuzz.c)
+AID_SRC    = $(filter-out $(TEST_SRC) $(FUZZ_SRC),$(wildcard t/core/*.c))
 
 CORE_OBJ   = $(CORE_SRC:%.c=$(BUILD)/%.o)
 WORKER_OBJ = $(WORKER_SRC:%.c=$(BUILD)/%.o)
 CTL_OBJ    = $(CTL_SRC:%.c=$(BUILD)/%.o)
-TESTS      = $(TEST_SRC:t/core/%.c=$(BUILD)/t/%)
-FUZZERS    = $(FUZZ_SRC:t/core/%.c=$(BUILD)/fuzz/%)
+TEST_OBJ   = $(TEST_SRC:%.c=$(BUILD)/%.o)
+AID_OBJ    = $(AID_SRC:%.c=$(BUILD)/%.o)
+OBJ        = $(CORE_OBJ) $(WORKER_OBJ) $(CTL_OBJ) $(TEST_OBJ) $(AID_OBJ)
 
+CORE_TESTS = $(TEST_SRC:t/core/%.c=$(BUILD)/t/%)
+AIDS       = $(AID_SRC:t/core/%.c=$(BUILD)/t/%)
+FUZZERS    = $(FUZZ_SRC:t/core/%.c=$(BUILD)/fuzz/%)
+FUZZ_CORE  = $(CORE_SRC:%.c=$(BUILD)/fuzz/%.o)
+
+LIB        = $(BUILD)/libreferral.a
 MODULE     = $(BUILD)/ngx_http_referral_module.so
 
+SANITIZE   = -g -O1 -fno-omit-frame-pointer -fsanitize=address,undefined \
+             -fno-sanitize-recover=undefined
 
-.PHONY: all module worker ctl test test-asan fuzz install clean help core-tests
+
+.PHONY: all module worker ctl core-tests test test-packages test-asan fuzz \
+        install clean help FORCE
+.DELETE_ON_ERROR:
+
 
 all: module worker ctl
+
+help:
+	@echo 'make all            module, worker and ctl'
+	@echo 'make module         $(MODULE), for the nginx installed here'
+	@echo 'make worker         $(BUILD)/referral-worker'
+	@echo 'make ctl            $(BUILD)/referralctl'
+	@echo 'make test           every test; as root, what it needs is installed'
+	@echo 'make test-asan      the same with sanitizers in nginx and programs'
+	@echo 'make fuzz           every fuzz target, $(FUZZ_TIME) s each'
+	@echo 'make install        into PREFIX ($(PREFIX)), below DESTDIR'
+	@echo 'make clean          removes $(BUILD)/'
+	@echo
+	@echo 'CC=clang CFLAGS= LDFLAGS= BUILD= NGINX= JOBS= FUZZ_TIME= PREFIX='
+	@echo 'TESTS="t/a.t t/b.t" are taken from the command line.'
+
 
 module: $(MODULE)
 worker: $(BUILD)/referral-worker
 ctl: $(BUILD)/referralctl
 
-$(MODULE): config $(wildcard src/module/*.[ch]) $(wildcard src/core/*.[ch])
-	tools/build-module
 
-$(BUILD)/libreferral.a: $(CORE_OBJ)
-	rm -f $@
+$(MODULE): config tools/build-module $(wildcard src/module/*.[ch]) \
+           $(wildcard src/core/*.[ch]) $(BUILD)/.nginx
+	@CC='$(CC)' BUILD='$(abspath $(BUILD))' NGINX='$(NGINX)' \
+	    CFLAGS='$(MODULE_CFLAGS)' tools/build-module
+
+$(LIB): $(CORE_OBJ)
+	@rm -f $@
 	$(AR) rcs $@ $^
 
-$(BUILD)/referral-worker: $(WORKER_OBJ) $(BUILD)/libreferral.a
-	$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ -lpq -lhiredis -lcrypto -lpthread
+$(BUILD)/referral-worker: $(WORKER_OBJ) $(LIB)
+	$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ -lpq -lhiredis $(LIBS)
 
-$(BUILD)/referralctl: $(CTL_OBJ) $(BUILD)/libreferral.a
-	$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ -lpq -lhiredis -ljansson -lcrypto -lpthread
+$(BUILD)/referralctl: $(CTL_OBJ) $(LIB)
+	$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ -lpq -lhiredis -ljansson $(LIBS)
 
-$(BUILD)/src/worker/%.o $(BUILD)/src/ctl/%.o: ALL_CFLAGS += $(PGINC)
+$(CORE_TESTS): $(BUILD)/t/%: $(BUILD)/t/core/%.o $(LIB)
+	$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ -lcmocka $(LIBS)
 
-$(BUILD)/%.o: %.c
+$(AIDS): $(BUILD)/t/%: $(BUILD)/t/core/%.o $(LIB)
+	$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)
+
+$(WORKER_OBJ) $(CTL_OBJ): ALL_CFLAGS += $(PGINC)
+
+$(OBJ): $(BUILD)/%.o: %.c $(BUILD)/.flags
 	@mkdir -p $(@D)
 	$(CC) $(ALL_CFLAGS) -MMD -MP -c -o $@ $<
 
-core-tests: $(TESTS)
 
-$(BUILD)/t/%: t/core/%.c $(BUILD)/libreferral.a
-	@mkdir -p $(@D)
-	$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ -lcmocka -lcrypto -lpthread
+# rewritten only when they change, so that what depends on them is rebuilt
 
-$(BUILD)/fuzz/%: t/core/%.c $(CORE_SRC)
+$(BUILD)/.flags: FORCE
 	@mkdir -p $(@D)
-	clang -g -O1 -fsanitize=fuzzer,address,undefined -D_GNU_SOURCE -Isrc/core \
-	    -o $@ $^ -lcrypto -lpthread
+	@echo '$(CC) $(subst ','\'',$(ALL_CFLAGS) $(PGINC) $(LDFLAGS))' > $@.new
+	@cmp -s $@.new $@ && rm $@.new || mv $@.new $@
+
+$(BUILD)/.nginx: FORCE
+	@mkdir -p $(@D)
+	@{ echo '$(CC) $(MODULE_CFLAGS)'; $(if $(NGINX),$(NGINX) -V 2>&1); } > $@.new
+	@cmp -s $@.new $@ && rm $@.new || mv $@.new $@
+
+
+core-tests: $(CORE_TESTS) $(AIDS)
+
+test-packages:
+	@tools/packages test
+
+# prove's closing line has to be the last one
+
+test: test-packages
+	@$(MAKE) --no-print-directory all core-tests
+	@REFERRAL_BUILD='$(abspath $(BUILD))' REFERRAL_NGINX='$(NGINX)' \
+	    CMOCKA_MESSAGE_OUTPUT=TAP \
+	    prove -j$(JOBS) --timer -It/lib $(TESTS) $(CORE_TESTS)
+
+# the module is linked in: each dynamic one would define ngx_modules again
+
+test-asan: test-packages
+	@BUILD='$(abspath $(BUILD))' NGINX='$(NGINX)' tools/build-module --asan
+	@$(MAKE) --no-print-directory BUILD=$(BUILD)/asan CFLAGS='$(SANITIZE)' \
+	    CPPFLAGS= LDFLAGS='-fsanitize=address,undefined' \
+	    worker ctl core-tests
+	@REFERRAL_BUILD='$(abspath $(BUILD))/asan' REFERRAL_MODULE= \
+	    REFERRAL_NGINX='$(abspath $(BUILD))/asan/nginx' REFERRAL_ASAN=1 \
+	    CMOCKA_MESSAGE_OUTPUT=TAP \
+	    prove -j$(JOBS) --timer -It/lib $(TESTS) \
+	    $(CORE_TESTS:$(BUILD)/%=$(BUILD)/asan/%)
+
+
+fuzz: $(FUZZERS)
+	@for target in $(FUZZERS:$(BUILD)/fuzz/%=%); do \
+	    mkdir -p $(BUILD)/fuzz/corpus/$$target; \
+	    echo "$$target, $(FUZZ_TIME) s"; \
+	    (cd $(BUILD)/fuzz && ./$$target -max_total_time=$(FUZZ_TIME) \
+	        -timeout=10 -rss_limit_mb=1024 -print_final_stats=1 \
+	        -artifact_prefix=$$target- corpus/$$target \
+	        > $$target.log 2>&1) \
+	    || { tail -n 40 $(BUILD)/fuzz/$$target.log; \
+	         echo "$$target: failed, see $(BUILD)/fuzz/$$target.log"; exit 1; }; \
+	    grep number_of_executed_units $(BUILD)/fuzz/$$target.log; \
+	done; echo 'fuzz: every target passed'
+
+$(FUZZERS): $(BUILD)/fuzz/%: $(BUILD)/fuzz/t/core/%.o $(FUZZ_CORE)
+	clang -fsanitize=fuzzer,address,undefined -o $@ $^ $(LIBS)
+
+$(BUILD)/fuzz/%.o: %.c
+	@mkdir -p $(@D)
+	clang -g -O1 -fsanitize=fuzzer-no-link,address,undefined \
+	    -fno-sanitize-recover=undefined $(WARN) $(DEFINES) -Isrc/core \
+	    -MMD -MP -c -o $@ $<
+
+
+MODULES_PATH = $(shell $(NGINX) -V 2>&1 | \
+               sed -n 's/.*--modules-path=\([^ ]*\).*/\1/p' | grep . || \
+               echo /usr/lib/nginx/modules)
+
+install: all
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(SHARE)/sql \
+	    $(DESTDIR)$(MODULES_PATH) $(DESTDIR)$(SYSCONF)/referral \
+	    $(DESTDIR)$(PREFIX)/lib/systemd/system \
+	    $(DESTDIR)$(PREFIX)/lib/sysusers.d $(DESTDIR)$(PREFIX)/lib/tmpfiles.d
+	install -m 755 $(BUILD)/referral-worker $(BUILD)/referralctl \
+	    $(DESTDIR)$(PREFIX)/bin
+	install -m 644 $(MODULE) $(DESTDIR)$(MODULES_PATH)
+	install -m 644 sql/[0-9]*.sql $(DESTDIR)$(SHARE)/sql
+	sed 's#@PREFIX@#$(PREFIX)#g; s#@SYSCONF@#$(SYSCONF)#g' \
+	    contrib/referral-worker.service \
+	    > $(DESTDIR)$(PREFIX)/lib/systemd/system/referral-worker.service
+	install -m 644 contrib/sysusers.conf \
+	    $(DESTDIR)$(PREFIX)/lib/sysusers.d/referral.conf
+	install -m 644 contrib/tmpfiles.conf \
+	    $(DESTDIR)$(PREFIX)/lib/tmpfiles.d/referral.conf
+	test -e $(DESTDIR)$(SYSCONF)/referral/referral-worker.conf || \
+	    install -m 640 contrib/referral-worker.conf \
+	    $(DESTDIR)$(SYSCONF)/referral/referral-worker.conf
 
 clean:
 	rm -rf $(BUILD)
 
--include $(CORE_OBJ:.o=.d) $(WORKER_OBJ:.o=.d) $(CTL_OBJ:.o=.d)
+
+-include $(OBJ:.o=.d) $(FUZZ_CORE:.o=.d)
