@@ -20,5 +20,8 @@
  */
 uint32_t referral_crc32c(uint32_t seed, const void *buf, size_t len);
 
+/* the same without the machine's instruction; tests compare them */
+uint32_t referral_crc32c_portable(uint32_t seed, const void *buf, size_t len);
+
 
 #endif /* _REFERRAL_CRC32C_H_INCLUDED_ */
