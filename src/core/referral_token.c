@@ -42,7 +42,7 @@ static const u_char  referral_base64url[] =
 static const char  *referral_token_words[] = {
     "valid",
     "malformed",
-    "unknown_key",
+    "unknown-key",
     "forged",
     "expired"
 };
@@ -62,23 +62,26 @@ referral_keyring_parse(referral_keyring_t *ring, const u_char *text,
 {
     size_t         n;
     unsigned       line;
-    const u_char  *p, *last, *eol;
+    const u_char  *p, *last, *next;
 
     ring->n = 0;
 
     line = 0;
     last = text + len;
 
-    for (p = text; p < last; p = eol + 1) {
+    for (p = text; p < last; p = next) {
         line++;
 
-        eol = memchr(p, '\n', (size_t) (last - p));
+        next = memchr(p, '\n', (size_t) (last - p));
 
-        if (eol == NULL) {
-            eol = last;
+        if (next == NULL) {
+            n = (size_t) (last - p);
+            next = last;
+
+        } else {
+            n = (size_t) (next - p);
+            next++;
         }
-
-        n = (size_t) (eol - p);
 
         while (n && (p[n - 1] == '\r' || p[n - 1] == ' ' || p[n - 1] == '\t'))
         {
@@ -459,15 +462,11 @@ referral_token_split(const u_char *text, size_t len, referral_str_t *fields)
     p = (u_char *) text;
     last = p + len;
 
-    for (i = 0; i < REFERRAL_TOKEN_FIELDS; i++) {
+    for (i = 0; i < REFERRAL_TOKEN_FIELDS - 1; i++) {
         dot = p < last ? memchr(p, '.', (size_t) (last - p)) : NULL;
 
-        if ((dot == NULL) != (i == REFERRAL_TOKEN_FIELDS - 1)) {
-            return REFERRAL_DECLINED;
-        }
-
         if (dot == NULL) {
-            dot = last;
+            return REFERRAL_DECLINED;
         }
 
         fields[i].data = p;
@@ -475,6 +474,11 @@ referral_token_split(const u_char *text, size_t len, referral_str_t *fields)
 
         p = dot + 1;
     }
+
+    /* a dot too many makes the last field no mac */
+
+    fields[i].data = p;
+    fields[i].len = (size_t) (last - p);
 
     return REFERRAL_OK;
 }
