@@ -129,8 +129,8 @@ Called again without a name, it returns the same one.
     my $pg = $t->postgres(fsync => 1, conf => {...}, migrate => 0)
     $pg->rows($sql) ->value($sql) ->try($sql) ->conninfo(user => ...)
     ->stop ->start ->restart ->pid ->log
-    my $w = $t->worker(setting => value, ...)   journal, postgres and redis are
-                            preset; name => '...', env => {...}, start_later => 1
+    my $w = $t->worker(setting => value, ...)   journal and postgres (as "edge",
+                            a member of referral_worker) are preset; name => '...', env => {...}, start_later => 1
     $w->stop ->start ->restart ->kill9 ->pause ->resume ->hup ->output
     ->configure(all settings) ->notified(qr/READY=1/)
 
@@ -870,6 +870,9 @@ sub postgres {
     if ($migrate) {
         my $r = $self->referralctl('db', 'upgrade', '--db', $pg->conninfo());
         die "referralctl db upgrade: $r->{output}\n" if $r->{status};
+
+        # the roles of the schema are groups; this one may log in
+        $pg->rows('CREATE ROLE edge LOGIN IN ROLE referral_worker');
     }
 
     return $pg;
@@ -885,7 +888,7 @@ sub worker {
     my $pg = $self->{postgres}{pg};
 
     $arg{journal} //= "$self->{dir}/journal" unless exists $arg{journal};
-    $arg{postgres} = $pg->conninfo(user => 'referral_worker')
+    $arg{postgres} = $pg->conninfo(user => 'edge')
         if $pg && !exists $arg{postgres};
     return $self->{worker}{$name} =
         Referral::Test::Worker->new(binary => "$self->{build}/referral-worker",
