@@ -1,0 +1,1036 @@
+
+/*
+ * Copyright (C) The nginx referral module authors
+ */
+
+
+#include "ngx_http_referral_geo.h"
+#include "ngx_http_referral_mmdb.h"
+#include "ngx_http_referral_stat.h"
+
+#include "referral_utf8.h"
+
+
+/* how often files are looked at, and how long one must not have changed, ms */
+
+#define NGX_HTTP_REFERRAL_GEO_CHECK     2000
+#define NGX_HTTP_REFERRAL_GEO_SETTLE    500
+
+#define NGX_HTTP_REFERRAL_GEO_KEYS      16         /* of a path, most */
+
+/* the cache: sets of a few networks, chosen by /24 and /48 */
+
+#define NGX_HTTP_REFERRAL_GEO_SETS      1024       /* a power of 2 */
+#define NGX_HTTP_REFERRAL_GEO_WAYS      4
+
+#define NGX_HTTP_REFERRAL_GEO_TEXT_LEN  64
+
+
+typedef struct {
+    ngx_str_t                        path;         /* NUL-terminated */
+    const char                     **keys[NGX_HTTP_REFERRAL_GEO_FIELDS];
+
+    ngx_http_referral_mmdb_id_t      id;           /* of what is open */
+    ngx_http_referral_mmdb_id_t      failed;       /* rejected, was logged */
+    ngx_http_referral_mmdb_id_t      seen;         /* may be still written */
+    MMDB_s                           mmdb;
+
+    unsigned                         open:1;
+    unsigned                         missing:1;    /* was logged */
+} ngx_http_referral_geo_db_t;
+
+
+struct ngx_http_referral_geo_conf_s {
+    ngx_array_t                      dbs;    /* ngx_http_referral_geo_db_t */
+};
+
+
+typedef struct {
+    u_char                           bytes[16];    /* masked */
+    uint8_t                          len;          /* 4, 16, or 0: free */
+    uint8_t                          prefix;       /* bits */
+    unsigned                         found:1;
+    unsigned                         error:1;
+    ngx_uint_t                       generation;
+    ngx_http_referral_geo_t          geo;
+    u_char                           country[2];
+    u_char                           region[NGX_HTTP_REFERRAL_GEO_TEXT_LEN];
+    u_char                           city[NGX_HTTP_REFERRAL_GEO_TEXT_LEN];
+    u_char                           time_zone[NGX_HTTP_REFERRAL_GEO_TEXT_LEN];
+    u_char                           latitude[16];
+    u_char                           longitude[16];
+} ngx_http_referral_geo_entry_t;
+
+
+/* of this worker */
+
+typedef struct {
+    ngx_http_referral_geo_conf_t    *conf;         /* NULL: no databases */
+    ngx_http_referral_geo_entry_t   *cache;
+    ngx_uint_t                       generation;   /* raised by each swap */
+    ngx_uint_t                       victim;
+    ngx_event_t                      event;
+    ngx_http_referral_geo_db_t      *loading;
+    ngx_http_referral_mmdb_load_t    load;
+} ngx_http_referral_geo_state_t;
+
+
+static ngx_http_referral_geo_entry_t *ngx_http_referral_geo_find(
+    const referral_ip_t *ip);
+static ngx_int_t ngx_http_referral_geo_match(
+    const ngx_http_referral_geo_entry_t *e, const referral_ip_t *ip);
+static void ngx_http_referral_geo_fill(ngx_http_referral_geo_entry_t *e,
+    const referral_ip_t *ip);
+static void ngx_http_referral_geo_lookup(ngx_http_referral_geo_db_t *db,
+    ngx_http_referral_geo_entry_t *e, const struct sockaddr *sa);
+static ngx_int_t ngx_http_referral_geo_value(ngx_http_referral_geo_db_t *db,
+    MMDB_entry_s *record, ngx_uint_t field, MMDB_entry_data_s *data);
+static void ngx_http_referral_geo_text(ngx_str_t *dst, u_char *buf,
+    size_t size, const MMDB_entry_data_s *data);
+static void ngx_http_referral_geo_country(ngx_str_t *dst, u_char *buf,
+    const MMDB_entry_data_s *data);
+static void ngx_http_referral_geo_degrees(ngx_str_t *dst, u_char *buf,
+    size_t size, const MMDB_entry_data_s *data);
+static uint32_t ngx_http_referral_geo_asn(const MMDB_entry_data_s *data);
+static void ngx_http_referral_geo_check_handler(ngx_event_t *ev);
+static ngx_msec_t ngx_http_referral_geo_check(void);
+static ngx_msec_t ngx_http_referral_geo_load(void);
+static void ngx_http_referral_geo_load_now(ngx_conf_t *cf,
+    ngx_http_referral_geo_db_t *db);
+static ngx_http_referral_geo_db_t *ngx_http_referral_geo_add(ngx_conf_t *cf,
+    ngx_http_referral_main_conf_t *rmcf, ngx_str_t *path);
+static ngx_int_t ngx_http_referral_geo_field(ngx_conf_t *cf,
+    ngx_http_referral_geo_db_t *db, ngx_str_t *arg, ngx_uint_t *named);
+static void ngx_http_referral_geo_cleanup(void *data);
+
+
+static ngx_str_t  ngx_http_referral_geo_names[] = {
+    ngx_string("country"),
+    ngx_string("region"),
+    ngx_string("city"),
+    ngx_string("time_zone"),
+    ngx_string("asn"),
+    ngx_string("latitude"),
+    ngx_string("longitude")
+};
+
+
+/* MaxMind's layout */
+
+static const char  *ngx_http_referral_geo_country_keys[] =
+    { "country", "iso_code", NULL };
+
+/* of addresses whose place is not known, but their owner's is */
+
+static const char  *ngx_http_referral_geo_registered_keys[] =
+    { "registered_country", "iso_code", NULL };
+
+static const char  *ngx_http_referral_geo_region_keys[] =
+    { "subdivisions", "0", "iso_code", NULL };
+
+static const char  *ngx_http_referral_geo_city_keys[] =
+    { "city", "names", "en", NULL };
+
+static const char  *ngx_http_referral_geo_time_zone_keys[] =
+    { "location", "time_zone", NULL };
+
+static const char  *ngx_http_referral_geo_asn_keys[] =
+    { "autonomous_system_number", NULL };
+
+
+/* coordinates are read only when they are named */
+
+static const char **ngx_http_referral_geo_keys[] = {
+    ngx_http_referral_geo_country_keys,
+    ngx_http_referral_geo_region_keys,
+    ngx_http_referral_geo_city_keys,
+    ngx_http_referral_geo_time_zone_keys,
+    ngx_http_referral_geo_asn_keys,
+    NULL,
+    NULL
+};
+
+
+static const ngx_http_referral_geo_t  ngx_http_referral_geo_nowhere;
+
+static ngx_http_referral_geo_state_t  ngx_http_referral_geo_state;
+
+/* timers of nginx look for a connection's number in their logs */
+
+static ngx_connection_t               ngx_http_referral_geo_dummy;
+
+
+const ngx_http_referral_geo_t *
+ngx_http_referral_geo_get(const referral_ip_t *ip)
+{
+    ngx_http_referral_geo_entry_t  *e;
+
+    if (ngx_http_referral_geo_state.conf == NULL) {
+        return &ngx_http_referral_geo_nowhere;
+    }
+
+    if (ip->len == 0) {
+        ngx_http_referral_count(geo_missing);
+        return &ngx_http_referral_geo_nowhere;
+    }
+
+    e = ngx_http_referral_geo_find(ip);
+
+    if (e->error) {
+        ngx_http_referral_count(geo_errors);
+
+    } else if (e->found) {
+        ngx_http_referral_count(geo_found);
+
+    } else {
+        ngx_http_referral_count(geo_missing);
+    }
+
+    return &e->geo;
+}
+
+
+static ngx_http_referral_geo_entry_t *
+ngx_http_referral_geo_find(const referral_ip_t *ip)
+{
+    uint64_t                        key;
+    ngx_uint_t                      i, n;
+    ngx_http_referral_geo_entry_t  *set;
+    ngx_http_referral_geo_state_t  *state;
+
+    state = &ngx_http_referral_geo_state;
+
+    n = (ip->len == 4) ? 3 : 6;
+    key = ip->len;
+
+    for (i = 0; i < n; i++) {
+        key = key << 8 | ip->bytes[i];
+    }
+
+    /* Fibonacci hashing: Knuth, TAOCP 3, 6.4 */
+
+    key = (key * 0x9e3779b97f4a7c15ull) >> 32;
+
+    set = &state->cache[(key & (NGX_HTTP_REFERRAL_GEO_SETS - 1))
+                        * NGX_HTTP_REFERRAL_GEO_WAYS];
+
+    for (i = 0; i < NGX_HTTP_REFERRAL_GEO_WAYS; i++) {
+
+        if (set[i].generation == state->generation
+            && ngx_http_referral_geo_match(&set[i], ip))
+        {
+            return &set[i];
+        }
+    }
+
+    set += state->victim++ % NGX_HTTP_REFERRAL_GEO_WAYS;
+
+    ngx_http_referral_geo_fill(set, ip);
+
+    return set;
+}
+
+
+static ngx_int_t
+ngx_http_referral_geo_match(const ngx_http_referral_geo_entry_t *e,
+    const referral_ip_t *ip)
+{
+    ngx_uint_t  bytes, bits;
+
+    if (e->len != ip->len) {
+        return 0;
+    }
+
+    bytes = e->prefix / 8;
+    bits = e->prefix % 8;
+
+    if (ngx_memcmp(e->bytes, ip->bytes, bytes) != 0) {
+        return 0;
+    }
+
+    return bits == 0
+           || ((e->bytes[bytes] ^ ip->bytes[bytes]) >> (8 - bits)) == 0;
+}
+
+
+static void
+ngx_http_referral_geo_fill(ngx_http_referral_geo_entry_t *e,
+    const referral_ip_t *ip)
+{
+    ngx_uint_t                   i;
+    struct sockaddr_in           sin;
+    struct sockaddr_in6          sin6;
+    const struct sockaddr       *sa;
+    ngx_http_referral_geo_db_t  *db;
+
+    ngx_memzero(e, sizeof(ngx_http_referral_geo_entry_t));
+
+    e->generation = ngx_http_referral_geo_state.generation;
+    e->len = ip->len;
+    ngx_memcpy(e->bytes, ip->bytes, ip->len);
+
+    if (ip->len == 4) {
+        ngx_memzero(&sin, sizeof(struct sockaddr_in));
+        sin.sin_family = AF_INET;
+        ngx_memcpy(&sin.sin_addr, ip->bytes, 4);
+        sa = (const struct sockaddr *) &sin;
+
+    } else {
+        ngx_memzero(&sin6, sizeof(struct sockaddr_in6));
+        sin6.sin6_family = AF_INET6;
+        ngx_memcpy(&sin6.sin6_addr, ip->bytes, 16);
+        sa = (const struct sockaddr *) &sin6;
+    }
+
+    db = ngx_http_referral_geo_state.conf->dbs.elts;
+
+    for (i = 0; i < ngx_http_referral_geo_state.conf->dbs.nelts; i++) {
+
+        if (db[i].open) {
+            ngx_http_referral_geo_lookup(&db[i], e, sa);
+
+        } else {
+            e->error = 1;
+        }
+    }
+}
+
+
+/* what an earlier database knew stays; the entry's network becomes smaller */
+
+static void
+ngx_http_referral_geo_lookup(ngx_http_referral_geo_db_t *db,
+    ngx_http_referral_geo_entry_t *e, const struct sockaddr *sa)
+{
+    int                       rc;
+    uint16_t                  prefix;
+    ngx_str_t                *dst;
+    ngx_uint_t                i;
+    MMDB_entry_data_s         data;
+    MMDB_lookup_result_s      result;
+    ngx_http_referral_geo_t  *geo;
+
+    rc = MMDB_SUCCESS;
+    result = MMDB_lookup_sockaddr(&db->mmdb, sa, &rc);
+
+    if (rc == MMDB_IPV6_LOOKUP_IN_IPV4_DATABASE_ERROR) {
+        return;
+    }
+
+    if (rc != MMDB_SUCCESS) {
+        e->error = 1;
+        e->prefix = e->len * 8;
+        return;
+    }
+
+    prefix = result.netmask;
+
+    if (sa->sa_family == AF_INET && db->mmdb.metadata.ip_version == 6) {
+        prefix = (prefix > 96) ? prefix - 96 : 0;
+    }
+
+    e->prefix = ngx_max(e->prefix, prefix);
+
+    if (!result.found_entry) {
+        return;
+    }
+
+    e->found = 1;
+    geo = &e->geo;
+
+    for (i = 0; i < NGX_HTTP_REFERRAL_GEO_FIELDS; i++) {
+
+        if (db->keys[i] == NULL) {
+            continue;
+        }
+
+        rc = ngx_http_referral_geo_value(db, &result.entry, i, &data);
+
+        if (rc == NGX_ERROR) {
+            e->error = 1;
+            continue;
+        }
+
+        if (rc == NGX_DECLINED) {
+            continue;
+        }
+
+        switch (i) {
+
+        case NGX_HTTP_REFERRAL_GEO_COUNTRY:
+            ngx_http_referral_geo_country(&geo->country, e->country, &data);
+            break;
+
+        case NGX_HTTP_REFERRAL_GEO_REGION:
+            ngx_http_referral_geo_text(&geo->region, e->region,
+                                       sizeof(e->region), &data);
+            break;
+
+        case NGX_HTTP_REFERRAL_GEO_CITY:
+            ngx_http_referral_geo_text(&geo->city, e->city,
+                                       sizeof(e->city), &data);
+            break;
+
+        case NGX_HTTP_REFERRAL_GEO_TIME_ZONE:
+            ngx_http_referral_geo_text(&geo->time_zone, e->time_zone,
+                                       sizeof(e->time_zone), &data);
+            break;
+
+        case NGX_HTTP_REFERRAL_GEO_ASN:
+            if (geo->asn == 0) {
+                geo->asn = ngx_http_referral_geo_asn(&data);
+            }
+            break;
+
+        default: /* NGX_HTTP_REFERRAL_GEO_LATITUDE, _LONGITUDE */
+            dst = (i == NGX_HTTP_REFERRAL_GEO_LATITUDE) ? &geo->latitude
+                                                        : &geo->longitude;
+            ngx_http_referral_geo_degrees(dst,
+                (i == NGX_HTTP_REFERRAL_GEO_LATITUDE) ? e->latitude
+                                                      : e->longitude,
+                sizeof(e->latitude), &data);
+        }
+    }
+}
+
+
+static ngx_int_t
+ngx_http_referral_geo_value(ngx_http_referral_geo_db_t *db,
+    MMDB_entry_s *record, ngx_uint_t field, MMDB_entry_data_s *data)
+{
+    int           rc;
+    const char  **keys;
+
+    keys = db->keys[field];
+
+    for ( ;; ) {
+        ngx_memzero(data, sizeof(MMDB_entry_data_s));
+
+        rc = MMDB_aget_value(record, data, keys);
+
+        if (rc == MMDB_SUCCESS && data->has_data) {
+            return NGX_OK;
+        }
+
+        if (rc != MMDB_SUCCESS
+            && rc != MMDB_INVALID_LOOKUP_PATH_ERROR
+            && rc != MMDB_LOOKUP_PATH_DOES_NOT_MATCH_DATA_ERROR)
+        {
+            return NGX_ERROR;
+        }
+
+        if (keys != ngx_http_referral_geo_country_keys) {
+            return NGX_DECLINED;
+        }
+
+        keys = ngx_http_referral_geo_registered_keys;
+    }
+}
+
+
+static void
+ngx_http_referral_geo_text(ngx_str_t *dst, u_char *buf, size_t size,
+    const MMDB_entry_data_s *data)
+{
+    size_t         len;
+    const u_char  *p;
+
+    if (dst->len || data->type != MMDB_DATA_TYPE_UTF8_STRING) {
+        return;
+    }
+
+    p = (const u_char *) data->utf8_string;
+    len = referral_utf8_cut(p, data->data_size, size);
+
+    if (!referral_utf8_valid(p, len)) {
+        return;
+    }
+
+    ngx_memcpy(buf, p, len);
+
+    dst->len = len;
+    dst->data = buf;
+}
+
+
+static void
+ngx_http_referral_geo_country(ngx_str_t *dst, u_char *buf,
+    const MMDB_entry_data_s *data)
+{
+    ngx_uint_t   i;
+    const char  *p;
+
+    if (dst->len
+        || data->type != MMDB_DATA_TYPE_UTF8_STRING
+        || data->data_size != 2)
+    {
+        return;
+    }
+
+    p = data->utf8_string;
+
+    for (i = 0; i < 2; i++) {
+        buf[i] = ngx_toupper(p[i]);
+
+        if (buf[i] < 'A' || buf[i] > 'Z') {
+            return;
+        }
+    }
+
+    dst->len = 2;
+    dst->data = buf;
+}
+
+
+static void
+ngx_http_referral_geo_degrees(ngx_str_t *dst, u_char *buf, size_t size,
+    const MMDB_entry_data_s *data)
+{
+    int     n;
+    size_t  i;
+    double  value;
+
+    if (dst->len) {
+        return;
+    }
+
+    switch (data->type) {
+
+    case MMDB_DATA_TYPE_DOUBLE:
+        value = data->double_value;
+        break;
+
+    case MMDB_DATA_TYPE_FLOAT:
+        value = data->float_value;
+        break;
+
+    case MMDB_DATA_TYPE_UTF8_STRING:
+
+        if (data->data_size == 0 || data->data_size > size) {
+            return;
+        }
+
+        for (i = 0; i < data->data_size; i++) {
+
+            if (ngx_strchr("0123456789.-", data->utf8_string[i]) == NULL
+                || data->utf8_string[i] == '\0')
+            {
+                return;
+            }
+        }
+
+        ngx_memcpy(buf, data->utf8_string, data->data_size);
+
+        dst->len = data->data_size;
+        dst->data = buf;
+
+        return;
+
+    default:
+        return;
+    }
+
+    /* not a number fails both */
+
+    if (!(value >= -180 && value <= 180)) {
+        return;
+    }
+
+    n = snprintf((char *) buf, size, "%.4f", value);
+
+    if (n <= 0 || (size_t) n >= size) {
+        return;
+    }
+
+    dst->len = n;
+    dst->data = buf;
+}
+
+
+/* a number, or text as "AS64496" */
+
+static uint32_t
+ngx_http_referral_geo_asn(const MMDB_entry_data_s *data)
+{
+    size_t       len;
+    u_char      *p;
+    ngx_int_t    n;
+
+    switch (data->type) {
+
+    case MMDB_DATA_TYPE_UINT16:
+        return data->uint16;
+
+    case MMDB_DATA_TYPE_UINT32:
+        return data->uint32;
+
+    case MMDB_DATA_TYPE_UINT64:
+        return data->uint64 <= 0xffffffff ? (uint32_t) data->uint64 : 0;
+
+    case MMDB_DATA_TYPE_UTF8_STRING:
+        p = (u_char *) data->utf8_string;
+        len = data->data_size;
+
+        if (len > 2 && ngx_strncasecmp(p, (u_char *) "AS", 2) == 0) {
+            p += 2;
+            len -= 2;
+        }
+
+        n = (len <= 10) ? ngx_atoi(p, len) : NGX_ERROR;
+
+        return (n > 0 && (uint64_t) n <= 0xffffffff) ? (uint32_t) n : 0;
+
+    default:
+        return 0;
+    }
+}
+
+
+static void
+ngx_http_referral_geo_check_handler(ngx_event_t *ev)
+{
+    ngx_msec_t  next;
+
+    if (ngx_exiting || ngx_http_referral_geo_state.conf == NULL) {
+        return;
+    }
+
+    next = ngx_http_referral_geo_state.loading
+           ? ngx_http_referral_geo_load() : ngx_http_referral_geo_check();
+
+    ngx_add_timer(ev, next);
+}
+
+
+/* a file that another process may still be writing is left alone */
+
+static ngx_msec_t
+ngx_http_referral_geo_check(void)
+{
+    char                            error[REFERRAL_ERROR_LEN];
+    ngx_msec_t                      next;
+    ngx_uint_t                      i;
+    ngx_http_referral_mmdb_id_t     id;
+    ngx_http_referral_geo_db_t     *db;
+    ngx_http_referral_geo_state_t  *state;
+
+    state = &ngx_http_referral_geo_state;
+    next = NGX_HTTP_REFERRAL_GEO_CHECK;
+
+    db = state->conf->dbs.elts;
+
+    for (i = 0; i < state->conf->dbs.nelts; i++, db++) {
+
+        if (ngx_http_referral_mmdb_stat((char *) db->path.data, &id)
+            != NGX_OK)
+        {
+            if (!db->missing) {
+                db->missing = 1;
+
+                ngx_log_error(NGX_LOG_ERR, ngx_cycle->log, ngx_errno,
+                              "referral: geo database \"%V\" cannot be read, "
+                              "%s", &db->path, db->open
+                              ? "its last content stays in use"
+                              : "geo data are empty until it can");
+            }
+
+            continue;
+        }
+
+        db->missing = 0;
+
+        if ((db->open && ngx_http_referral_mmdb_same(&id, &db->id))
+            || ngx_http_referral_mmdb_same(&id, &db->failed))
+        {
+            continue;
+        }
+
+        if (!ngx_http_referral_mmdb_same(&id, &db->seen)) {
+            db->seen = id;
+            next = NGX_HTTP_REFERRAL_GEO_SETTLE;
+            continue;
+        }
+
+        if (ngx_http_referral_mmdb_begin(&state->load, (char *) db->path.data,
+                                         error)
+            != NGX_OK)
+        {
+            db->failed = id;
+
+            ngx_log_error(NGX_LOG_ERR, ngx_cycle->log, 0,
+                          "referral: geo database not replaced: %s", error);
+            continue;
+        }
+
+        state->loading = db;
+
+        return 1;
+    }
+
+    return next;
+}
+
+
+static ngx_msec_t
+ngx_http_referral_geo_load(void)
+{
+    char                            error[REFERRAL_ERROR_LEN];
+    ngx_int_t                       rc;
+    ngx_http_referral_geo_db_t     *db;
+    ngx_http_referral_geo_state_t  *state;
+
+    state = &ngx_http_referral_geo_state;
+    db = state->loading;
+
+    rc = ngx_http_referral_mmdb_step(&state->load, (char *) db->path.data,
+                                     error);
+
+    if (rc == NGX_AGAIN) {
+        return 1;
+    }
+
+    state->loading = NULL;
+
+    if (rc == NGX_ERROR) {
+        db->failed = state->load.id;
+
+        ngx_log_error(NGX_LOG_ERR, ngx_cycle->log, 0,
+                      "referral: geo database not replaced: %s", error);
+
+        return NGX_HTTP_REFERRAL_GEO_CHECK;
+    }
+
+    if (db->open) {
+        MMDB_close(&db->mmdb);
+    }
+
+    db->mmdb = state->load.mmdb;
+    db->id = state->load.id;
+    db->open = 1;
+
+    state->generation++;
+
+    ngx_log_error(NGX_LOG_NOTICE, ngx_cycle->log, 0,
+                  "referral: geo database \"%V\" replaced", &db->path);
+
+    return NGX_HTTP_REFERRAL_GEO_SETTLE;
+}
+
+
+ngx_int_t
+ngx_http_referral_geo_init_process(ngx_cycle_t *cycle,
+    ngx_http_referral_main_conf_t *rmcf)
+{
+    ngx_http_referral_geo_state_t  *state;
+
+    if (rmcf->geo == NULL
+        || (ngx_process != NGX_PROCESS_WORKER
+            && ngx_process != NGX_PROCESS_SINGLE))
+    {
+        return NGX_OK;
+    }
+
+    state = &ngx_http_referral_geo_state;
+
+    ngx_memzero(state, sizeof(ngx_http_referral_geo_state_t));
+
+    state->cache = ngx_calloc(NGX_HTTP_REFERRAL_GEO_SETS
+                              * NGX_HTTP_REFERRAL_GEO_WAYS
+                              * sizeof(ngx_http_referral_geo_entry_t),
+                              cycle->log);
+    if (state->cache == NULL) {
+        return NGX_ERROR;
+    }
+
+    state->conf = rmcf->geo;
+    state->generation = 1;
+
+    ngx_http_referral_geo_dummy.fd = (ngx_socket_t) -1;
+
+    state->event.handler = ngx_http_referral_geo_check_handler;
+    state->event.data = &ngx_http_referral_geo_dummy;
+    state->event.log = cycle->log;
+    state->event.cancelable = 1;
+
+    /* the workers do not all load a new file at once */
+
+    ngx_add_timer(&state->event, ngx_random() % NGX_HTTP_REFERRAL_GEO_CHECK);
+
+    return NGX_OK;
+}
+
+
+void
+ngx_http_referral_geo_exit_process(void)
+{
+    ngx_http_referral_geo_state_t  *state;
+
+    state = &ngx_http_referral_geo_state;
+
+    if (state->conf == NULL) {
+        return;
+    }
+
+    if (state->event.timer_set) {
+        ngx_del_timer(&state->event);
+    }
+
+    ngx_http_referral_mmdb_abort(&state->load);
+
+    ngx_free(state->cache);
+
+    state->cache = NULL;
+    state->conf = NULL;
+}
+
+
+char *
+ngx_http_referral_geoip(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
+{
+    ngx_http_referral_main_conf_t  *rmcf = conf;
+
+    ngx_str_t                   *value;
+    ngx_uint_t                   i, named;
+    ngx_http_referral_geo_db_t  *db;
+
+    value = cf->args->elts;
+
+    db = ngx_http_referral_geo_add(cf, rmcf, &value[1]);
+    if (db == NULL) {
+        return NGX_CONF_ERROR;
+    }
+
+    named = 0;
+
+    for (i = 2; i < cf->args->nelts; i++) {
+        if (ngx_http_referral_geo_field(cf, db, &value[i], &named)
+            != NGX_OK)
+        {
+            return NGX_CONF_ERROR;
+        }
+    }
+
+    /* "nginx -s" reads the configuration, but needs no database */
+
+    if (ngx_process != NGX_PROCESS_SIGNALLER) {
+        ngx_http_referral_geo_load_now(cf, db);
+    }
+
+    return NGX_CONF_OK;
+}
+
+
+static ngx_http_referral_geo_db_t *
+ngx_http_referral_geo_add(ngx_conf_t *cf, ngx_http_referral_main_conf_t *rmcf,
+    ngx_str_t *path)
+{
+    ngx_str_t                    name;
+    ngx_uint_t                   i;
+    ngx_pool_cleanup_t          *cln;
+    ngx_http_referral_geo_db_t  *db;
+
+    name = *path;
+
+    if (name.len == 0) {
+        ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
+                           "\"referral_geoip\" needs a file");
+        return NULL;
+    }
+
+    if (ngx_conf_full_name(cf->cycle, &name, 0) != NGX_OK) {
+        return NULL;
+    }
+
+    if (rmcf->geo == NULL) {
+        rmcf->geo = ngx_pcalloc(cf->pool,
+                                sizeof(ngx_http_referral_geo_conf_t));
+        if (rmcf->geo == NULL) {
+            return NULL;
+        }
+
+        if (ngx_array_init(&rmcf->geo->dbs, cf->pool, 2,
+                           sizeof(ngx_http_referral_geo_db_t))
+            != NGX_OK)
+        {
+            return NULL;
+        }
+
+        cln = ngx_pool_cleanup_add(cf->pool, 0);
+        if (cln == NULL) {
+            return NULL;
+        }
+
+        cln->handler = ngx_http_referral_geo_cleanup;
+        cln->data = rmcf->geo;
+    }
+
+    db = rmcf->geo->dbs.elts;
+
+    for (i = 0; i < rmcf->geo->dbs.nelts; i++) {
+
+        if (db[i].path.len == name.len
+            && ngx_strncmp(db[i].path.data, name.data, name.len) == 0)
+        {
+            ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
+                               "duplicate database \"%V\"", &name);
+            return NULL;
+        }
+    }
+
+    db = ngx_array_push(&rmcf->geo->dbs);
+    if (db == NULL) {
+        return NULL;
+    }
+
+    ngx_memzero(db, sizeof(ngx_http_referral_geo_db_t));
+
+    db->path = name;
+
+    for (i = 0; i < NGX_HTTP_REFERRAL_GEO_FIELDS; i++) {
+        db->keys[i] = ngx_http_referral_geo_keys[i];
+    }
+
+    return db;
+}
+
+
+/* field=key.key.key, a number is the place in an array */
+
+static ngx_int_t
+ngx_http_referral_geo_field(ngx_conf_t *cf, ngx_http_referral_geo_db_t *db,
+    ngx_str_t *arg, ngx_uint_t *named)
+{
+    u_char       *p, *last;
+    ngx_str_t    *name;
+    ngx_uint_t    i, n;
+    const char  **keys;
+
+    name = ngx_http_referral_geo_names;
+    p = (u_char *) ngx_strchr(arg->data, '=');
+
+    for (i = 0; p && i < NGX_HTTP_REFERRAL_GEO_FIELDS; i++) {
+
+        if ((size_t) (p - arg->data) == name[i].len
+            && ngx_strncmp(arg->data, name[i].data, name[i].len) == 0)
+        {
+            break;
+        }
+    }
+
+    if (p == NULL || i == NGX_HTTP_REFERRAL_GEO_FIELDS) {
+        ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
+                           "invalid parameter \"%V\", fields are country, "
+                           "region, city, time_zone, asn, latitude and "
+                           "longitude", arg);
+        return NGX_ERROR;
+    }
+
+    if (*named & (1 << i)) {
+        ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
+                           "duplicate field \"%V\"", &name[i]);
+        return NGX_ERROR;
+    }
+
+    *named |= 1 << i;
+
+    keys = ngx_pcalloc(cf->pool,
+                       (NGX_HTTP_REFERRAL_GEO_KEYS + 1) * sizeof(char *));
+    if (keys == NULL) {
+        return NGX_ERROR;
+    }
+
+    /* dots become the ends of the keys; the argument is not used again */
+
+    n = 0;
+
+    for (p++; n < NGX_HTTP_REFERRAL_GEO_KEYS; p = last + 1) {
+        last = (u_char *) ngx_strchr(p, '.');
+
+        if (*p == '\0' || last == p) {
+            break;
+        }
+
+        keys[n++] = (const char *) p;
+
+        if (last == NULL) {
+            db->keys[i] = keys;
+            return NGX_OK;
+        }
+
+        *last = '\0';
+    }
+
+    ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
+                       "invalid path of field \"%V\": 1 to %d names with "
+                       "dots between them are needed", &name[i],
+                       NGX_HTTP_REFERRAL_GEO_KEYS);
+
+    return NGX_ERROR;
+}
+
+
+/*
+ * At start and reload the master loads, and its workers share the copy.  A
+ * file that is replaced later is copied by each worker.
+ */
+
+static void
+ngx_http_referral_geo_load_now(ngx_conf_t *cf, ngx_http_referral_geo_db_t *db)
+{
+    char                           error[REFERRAL_ERROR_LEN];
+    char                          *path;
+    ngx_int_t                      rc;
+    ngx_http_referral_mmdb_load_t  load;
+
+    path = (char *) db->path.data;
+
+    rc = ngx_http_referral_mmdb_begin(&load, path, error);
+
+    if (rc == NGX_OK) {
+
+        do {
+            rc = ngx_http_referral_mmdb_step(&load, path, error);
+        } while (rc == NGX_AGAIN);
+    }
+
+    if (rc == NGX_OK) {
+        db->mmdb = load.mmdb;
+        db->id = load.id;
+        db->open = 1;
+
+        return;
+    }
+
+    ngx_conf_log_error(NGX_LOG_WARN, cf, 0,
+                       "%s, geo data are empty until this is mended", error);
+
+    /* the workers know that this was said */
+
+    db->failed = load.id;
+    db->missing = 1;
+}
+
+
+static void
+ngx_http_referral_geo_cleanup(void *data)
+{
+    ngx_http_referral_geo_conf_t  *gcf = data;
+
+    ngx_uint_t                   i;
+    ngx_http_referral_geo_db_t  *db;
+
+    /* without a master a reload frees what this process works with */
+
+    if (ngx_http_referral_geo_state.conf == gcf) {
+        ngx_http_referral_geo_exit_process();
+    }
+
+    db = gcf->dbs.elts;
+
+    for (i = 0; i < gcf->dbs.nelts; i++) {
+
+        if (db[i].open) {
+            MMDB_close(&db[i].mmdb);
+        }
+    }
+}
