@@ -36,10 +36,10 @@ static size_t referral_destination_macro(const u_char *p, size_t len,
     referral_macro_e *macro);
 static const referral_str_t *referral_destination_value(
     const referral_destination_t *d, referral_macro_e macro);
+static u_char *referral_destination_query(const referral_destination_t *d,
+    const referral_str_t *query, int path, u_char *buf);
 static u_char *referral_destination_expand(const referral_destination_t *d,
     const u_char *p, const u_char *last, u_char *buf);
-static u_char *referral_destination_args(const referral_destination_t *d,
-    const referral_str_t *query, int path, u_char *buf);
 static int referral_destination_passed(const referral_destination_t *d,
     const referral_str_t *name, const referral_str_t *query);
 static u_char *referral_destination_escape(u_char *buf, u_char ch);
@@ -396,7 +396,7 @@ u_char *
 referral_destination_build(const referral_destination_t *d, u_char *buf)
 {
     size_t           start, end;
-    u_char          *p, *last, *fragment;
+    u_char          *p, *path, *last, *fragment;
     referral_str_t   query;
 
     last = d->url.data + d->url.len;
@@ -404,32 +404,90 @@ referral_destination_build(const referral_destination_t *d, u_char *buf)
     start = referral_destination_scheme(&d->url);
     end = referral_destination_authority(&d->url, start);
 
-    fragment = memchr(d->url.data + end, '#', d->url.len - end);
+    path = d->url.data + end;
+    fragment = memchr(path, '#', d->url.len - end);
 
     if (fragment == NULL) {
         fragment = last;
     }
 
-    query.len = (size_t) (fragment - (d->url.data + end));
-    query.data = memchr(d->url.data + end, '?', query.len);
+    query.len = 0;
+    query.data = memchr(path, '?', (size_t) (fragment - path));
 
-    p = referral_destination_expand(d, d->url.data, fragment, buf);
-
-    if (d->passthrough != REFERRAL_PASSTHROUGH_OFF && d->args.len) {
-
-        if (query.data == NULL) {
-            query.len = 0;
-
-        } else {
-            query.data++;
-            query.len = (size_t) (fragment - query.data);
-        }
-
-        p = referral_destination_args(d, &query, d->url.data + end < fragment,
-                                      p);
+    if (query.data != NULL) {
+        query.data++;
+        query.len = (size_t) (fragment - query.data);
     }
 
+    p = referral_destination_expand(d, d->url.data, fragment - query.len,
+                                    buf);
+
+    p = referral_destination_query(d, &query, path < fragment, p);
+
     return referral_destination_expand(d, fragment, last, p);
+}
+
+
+/*
+ * The destination's own query, which has no data when there is no "?", and
+ * what is passed.  path: something follows the host.
+ */
+
+static u_char *
+referral_destination_query(const referral_destination_t *d,
+    const referral_str_t *query, int path, u_char *buf)
+{
+    size_t           i;
+    u_char          *begin;
+    referral_str_t   rest, name, value, piece;
+
+    begin = NULL;
+
+    if (query->data != NULL) {
+        begin = buf;
+        buf = referral_destination_expand(d, query->data,
+                                          query->data + query->len, buf);
+    }
+
+    if (d->passthrough == REFERRAL_PASSTHROUGH_OFF) {
+        return buf;
+    }
+
+    rest = d->args;
+
+    while (referral_args_next(&rest, &name, &value, &piece)) {
+
+        if (!referral_destination_passed(d, &name, query)) {
+            continue;
+        }
+
+        if (begin == NULL) {
+
+            /* without a path: what browsers make of such a URL */
+
+            if (!path) {
+                *buf++ = '/';
+            }
+
+            *buf++ = '?';
+            begin = buf;
+
+        } else if (buf != begin && buf[-1] != '&') {
+            *buf++ = '&';
+        }
+
+        for (i = 0; i < piece.len; i++) {
+
+            if (referral_destination_unsafe(piece.data[i])) {
+                buf = referral_destination_escape(buf, piece.data[i]);
+                continue;
+            }
+
+            *buf++ = piece.data[i];
+        }
+    }
+
+    return buf;
 }
 
 
@@ -470,54 +528,6 @@ referral_destination_expand(const referral_destination_t *d, const u_char *p,
         }
 
         *buf++ = *p++;
-    }
-
-    return buf;
-}
-
-
-/* query has no data when the URL has none; path: something follows the host */
-
-static u_char *
-referral_destination_args(const referral_destination_t *d,
-    const referral_str_t *query, int path, u_char *buf)
-{
-    int             first;
-    size_t          i;
-    referral_str_t  rest, name, value, piece;
-
-    first = 1;
-    rest = d->args;
-
-    while (referral_args_next(&rest, &name, &value, &piece)) {
-
-        if (!referral_destination_passed(d, &name, query)) {
-            continue;
-        }
-
-        if (first && query->data == NULL) {
-
-            if (!path) {
-                *buf++ = '/';
-            }
-
-            *buf++ = '?';
-
-        } else if (!first || (buf[-1] != '?' && buf[-1] != '&')) {
-            *buf++ = '&';
-        }
-
-        first = 0;
-
-        for (i = 0; i < piece.len; i++) {
-
-            if (referral_destination_unsafe(piece.data[i])) {
-                buf = referral_destination_escape(buf, piece.data[i]);
-                continue;
-            }
-
-            *buf++ = piece.data[i];
-        }
     }
 
     return buf;

@@ -60,39 +60,35 @@ int
 referral_keyring_parse(referral_keyring_t *ring, const u_char *text,
     size_t len, char *error)
 {
-    size_t         n;
+    size_t         i, n, end;
     unsigned       line;
-    const u_char  *p, *last, *next;
+    const u_char  *eol;
 
     ring->n = 0;
 
     line = 0;
-    last = text + len;
 
-    for (p = text; p < last; p = next) {
+    for (i = 0; i < len; i = end + 1) {
         line++;
 
-        next = memchr(p, '\n', (size_t) (last - p));
+        eol = memchr(&text[i], '\n', len - i);
+        end = eol == NULL ? len : (size_t) (eol - text);
 
-        if (next == NULL) {
-            n = (size_t) (last - p);
-            next = last;
+        n = end - i;
 
-        } else {
-            n = (size_t) (next - p);
-            next++;
-        }
-
-        while (n && (p[n - 1] == '\r' || p[n - 1] == ' ' || p[n - 1] == '\t'))
+        while (n && (text[i + n - 1] == '\r' || text[i + n - 1] == ' '
+                     || text[i + n - 1] == '\t'))
         {
             n--;
         }
 
-        if (n == 0 || p[0] == '#') {
+        if (n == 0 || text[i] == '#') {
             continue;
         }
 
-        if (referral_keyring_line(ring, p, n, line, error) != REFERRAL_OK) {
+        if (referral_keyring_line(ring, &text[i], n, line, error)
+            != REFERRAL_OK)
+        {
             OPENSSL_cleanse(ring, sizeof(referral_keyring_t));
             return REFERRAL_ERROR;
         }
