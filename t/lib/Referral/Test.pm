@@ -61,7 +61,7 @@ socket left open) or a process that does not go away fails the test.
 =head2 The test
 
     $t->dir                 the directory, mode 0755
-    $t->root                the top of the tree
+    $t->root                the top of the tree; also Referral::Test->top
     $t->port('name')        a reserved port; the same name, the same port
     $t->write_file('html/a.html', $text [, $mode])   returns the full path
     $t->read_file('name')   undef when it does not exist
@@ -170,10 +170,15 @@ my $bad = qr/\[alert\]|\[emerg\]|exited\ on\ signal|exited\ with\ code\ [^0]
              |Sanitizer|runtime\ error:|open\ socket/x;
 
 
+# the top of the tree
+
+sub top { return abs_path(dirname(__FILE__) . '/../../..') }
+
+
 sub new {
     my ($class, %arg) = @_;
 
-    my $root = abs_path(dirname(__FILE__) . '/../../..');
+    my $root = top();
     my $build = $ENV{REFERRAL_BUILD} // "$root/build";
     my $module = $ENV{REFERRAL_MODULE} // "$build/ngx_http_referral_module.so";
 
