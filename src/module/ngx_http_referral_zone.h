@@ -24,14 +24,25 @@
 
 #define NGX_HTTP_REFERRAL_ZONE_NEGATIVE  8
 
+/* and so may the networks of the miss limit */
+
+#define NGX_HTTP_REFERRAL_ZONE_NETWORKS  8
+
+/* a network: the length of its addresses, then their first 64 bits */
+
+#define NGX_HTTP_REFERRAL_NETWORK_LEN    9
+
+
+typedef struct ngx_http_referral_zone_sh_s  ngx_http_referral_zone_sh_t;
+
 
 struct ngx_http_referral_zone_conf_s {
-    ngx_shm_zone_t              *shm_zone;
-    ngx_msec_t                   valid;
-    ngx_msec_t                   invalid;
-    ngx_msec_t                   stale;
-    void                        *sh;               /* private */
-    ngx_slab_pool_t             *shpool;
+    ngx_shm_zone_t               *shm_zone;
+    ngx_msec_t                    valid;
+    ngx_msec_t                    invalid;
+    ngx_msec_t                    stale;
+    ngx_http_referral_zone_sh_t  *sh;              /* private to the file */
+    ngx_slab_pool_t              *shpool;
 };
 
 
@@ -45,6 +56,17 @@ typedef struct {
 } ngx_http_referral_zone_entry_t;
 
 
+/* how the zone is filled; sizes in blocks of memory */
+
+typedef struct {
+    ngx_uint_t                   codes;
+    ngx_uint_t                   absent;           /* codes known as absent */
+    ngx_uint_t                   networks;         /* of the miss limit */
+    ngx_uint_t                   used;
+    ngx_uint_t                   capacity;
+} ngx_http_referral_zone_usage_t;
+
+
 /* directive: referral_zone size [valid=time] [invalid=time] [stale=time] */
 char *ngx_http_referral_zone(ngx_conf_t *cf, ngx_command_t *cmd, void *conf);
 
@@ -55,21 +77,38 @@ char *ngx_http_referral_zone_init_conf(ngx_conf_t *cf,
 /* points ngx_http_referral_stat at this worker's slot */
 void ngx_http_referral_zone_init_process(ngx_http_referral_main_conf_t *rmcf);
 
+/* NGX_HTTP_REFERRAL_STAT_SLOTS slots to add up; NULL before the zone is */
+ngx_http_referral_stat_t *ngx_http_referral_zone_stat(
+    ngx_http_referral_zone_conf_t *zcf);
+
+void ngx_http_referral_zone_usage(ngx_http_referral_zone_conf_t *zcf,
+    ngx_http_referral_zone_usage_t *usage);
+
 /*
  * NGX_OK: entry is set, copied to the pool.  NGX_DECLINED: nothing that could
  * be served.  NGX_ERROR: no memory in the pool.  A stale entry asks only one
- * caller a second to refresh it.
+ * caller a second to refresh it.  A code known as absent is served while
+ * "invalid" lasts, never stale.
  */
 ngx_int_t ngx_http_referral_zone_get(ngx_http_referral_zone_conf_t *zcf,
     ngx_str_t *code, ngx_pool_t *pool, ngx_http_referral_zone_entry_t *entry);
 
 /*
  * Stores what Redis said; rule NULL: the code is absent.  An older version
- * does not replace a newer one.  No memory, even after eviction: nothing is
- * stored, counted.
+ * does not replace a newer one that can still be served; version 0 (a hash
+ * written by hand) and absence replace all.  No memory, even after eviction:
+ * nothing is stored, counted.
  */
 void ngx_http_referral_zone_set(ngx_http_referral_zone_conf_t *zcf,
     ngx_str_t *code, referral_rule_t *rule);
+
+/*
+ * Takes one from the leaky bucket of a network; rate and burst in 0.001
+ * requests (a second).  NGX_OK, or NGX_BUSY when nothing is left.
+ */
+ngx_int_t ngx_http_referral_zone_take(ngx_http_referral_zone_conf_t *zcf,
+    u_char key[NGX_HTTP_REFERRAL_NETWORK_LEN], ngx_uint_t rate,
+    ngx_uint_t burst);
 
 
 #endif /* _NGX_HTTP_REFERRAL_ZONE_H_INCLUDED_ */

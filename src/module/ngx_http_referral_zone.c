@@ -1,0 +1,859 @@
+
+/*
+ * Copyright (C) The nginx referral module authors
+ *
+ * Everything in the zone is made of blocks of one size.  So memory does not
+ * fragment into size classes: whatever is evicted makes room for whatever
+ * comes, and a zone filled with short entries still takes a long one.
+ */
+
+
+#include "ngx_http_referral_zone_private.h"
+
+
+/* an entry that was moved to the LRU's head so recently stays where it is */
+
+#define NGX_HTTP_REFERRAL_ZONE_TOUCH    100        /* ms */
+
+/* one caller in this time is asked to refresh a stale entry */
+
+#define NGX_HTTP_REFERRAL_ZONE_REFRESH  1000       /* ms */
+
+/* the longest pause that is counted when a bucket leaks */
+
+#define NGX_HTTP_REFERRAL_ZONE_LEAK     86400000   /* ms */
+
+#define NGX_HTTP_REFERRAL_ZONE_TEXT                                          \
+    (REFERRAL_URL_LEN + REFERRAL_CAMPAIGN_LEN)
+
+
+/* a place in a chain of blocks, for writing or reading */
+
+typedef struct {
+    u_char                           *pos;
+    u_char                           *end;
+    ngx_http_referral_zone_block_t   *next;
+} ngx_http_referral_zone_cursor_t;
+
+
+static ngx_http_referral_zone_code_t *ngx_http_referral_zone_find(
+    ngx_http_referral_zone_sh_t *sh, ngx_uint_t hash, ngx_str_t *code);
+static ngx_int_t ngx_http_referral_zone_age(
+    ngx_http_referral_zone_conf_t *zcf, ngx_http_referral_zone_code_t *zc,
+    ngx_msec_t now);
+static void ngx_http_referral_zone_touch(ngx_http_referral_zone_sh_t *sh,
+    ngx_http_referral_zone_code_t *zc, ngx_msec_t now);
+static ngx_uint_t ngx_http_referral_zone_older(
+    ngx_http_referral_zone_conf_t *zcf, ngx_http_referral_zone_code_t *zc,
+    referral_rule_t *rule, ngx_msec_t now);
+static ngx_http_referral_zone_code_t *ngx_http_referral_zone_alloc_code(
+    ngx_http_referral_zone_conf_t *zcf, ngx_http_referral_zone_list_t *list,
+    size_t len);
+static void *ngx_http_referral_zone_alloc(ngx_http_referral_zone_conf_t *zcf,
+    ngx_http_referral_zone_list_t *list);
+static ngx_int_t ngx_http_referral_zone_evict(
+    ngx_http_referral_zone_conf_t *zcf, ngx_http_referral_zone_list_t *list);
+static void ngx_http_referral_zone_drop(ngx_http_referral_zone_conf_t *zcf,
+    ngx_http_referral_zone_code_t *zc);
+static void ngx_http_referral_zone_free_chain(
+    ngx_http_referral_zone_conf_t *zcf, ngx_http_referral_zone_node_t *zn);
+static ngx_http_referral_zone_network_t *ngx_http_referral_zone_network(
+    ngx_http_referral_zone_conf_t *zcf, u_char *key);
+static void ngx_http_referral_zone_open(
+    ngx_http_referral_zone_cursor_t *cursor,
+    ngx_http_referral_zone_code_t *zc);
+static void ngx_http_referral_zone_write(
+    ngx_http_referral_zone_cursor_t *cursor, const void *data, size_t len);
+static void ngx_http_referral_zone_read(
+    ngx_http_referral_zone_cursor_t *cursor, void *data, size_t len);
+static ngx_int_t ngx_http_referral_zone_cmp(ngx_str_t *code,
+    ngx_http_referral_zone_code_t *zc);
+
+
+#define ngx_http_referral_zone_code_data(zc)                                 \
+    ((u_char *) (zc) + sizeof(ngx_http_referral_zone_code_t))
+
+#define NGX_HTTP_REFERRAL_ZONE_FIRST                                         \
+    (NGX_HTTP_REFERRAL_ZONE_BLOCK - sizeof(ngx_http_referral_zone_code_t))
+
+
+ngx_int_t
+ngx_http_referral_zone_get(ngx_http_referral_zone_conf_t *zcf,
+    ngx_str_t *code, ngx_pool_t *pool, ngx_http_referral_zone_entry_t *entry)
+{
+    size_t                            url_len, campaign_len;
+    u_char                           *p;
+    ngx_int_t                         rc;
+    ngx_msec_t                        now;
+    ngx_uint_t                        hash, absent;
+    referral_rule_t                   rule;
+    ngx_http_referral_zone_rule_t     zr;
+    ngx_http_referral_zone_code_t    *zc;
+    ngx_http_referral_zone_cursor_t   cursor;
+    u_char                            text[NGX_HTTP_REFERRAL_ZONE_TEXT];
+
+    ngx_memzero(entry, sizeof(ngx_http_referral_zone_entry_t));
+    ngx_memzero(&rule, sizeof(referral_rule_t));
+
+    hash = ngx_murmur_hash2(code->data, code->len);
+    now = ngx_current_msec;
+
+    ngx_shmtx_lock(&zcf->shpool->mutex);
+
+    zc = ngx_http_referral_zone_find(zcf->sh, hash, code);
+
+    if (zc == NULL) {
+        ngx_shmtx_unlock(&zcf->shpool->mutex);
+        return NGX_DECLINED;
+    }
+
+    rc = ngx_http_referral_zone_age(zcf, zc, now);
+
+    if (rc == NGX_DECLINED) {
+        ngx_shmtx_unlock(&zcf->shpool->mutex);
+        return NGX_DECLINED;
+    }
+
+    entry->fresh = (rc == NGX_OK);
+
+    if (!entry->fresh
+        && (uint32_t) now - zc->refreshed >= NGX_HTTP_REFERRAL_ZONE_REFRESH)
+    {
+        zc->refreshed = (uint32_t) now;
+        entry->refresh = 1;
+    }
+
+    ngx_http_referral_zone_touch(zcf->sh, zc, now);
+
+    absent = zc->absent;
+    url_len = zc->url_len;
+    campaign_len = zc->campaign_len;
+    rule.state = zc->state;
+
+    if (!absent) {
+
+        /* to the stack: the pool may have to call malloc() */
+
+        ngx_http_referral_zone_open(&cursor, zc);
+        ngx_http_referral_zone_read(&cursor, NULL, zc->code_len);
+        ngx_http_referral_zone_read(&cursor, &zr, sizeof(zr));
+        ngx_http_referral_zone_read(&cursor, text, url_len + campaign_len);
+    }
+
+    ngx_shmtx_unlock(&zcf->shpool->mutex);
+
+    if (absent) {
+        entry->verdict = REFERRAL_VERDICT_UNKNOWN;
+        return NGX_OK;
+    }
+
+    p = ngx_pnalloc(pool, url_len + campaign_len + 1);
+    if (p == NULL) {
+        return NGX_ERROR;
+    }
+
+    ngx_memcpy(p, text, url_len + campaign_len);
+
+    rule.url.len = url_len;
+    rule.url.data = p;
+    rule.campaign.len = campaign_len;
+    rule.campaign.data = p + url_len;
+    rule.not_before = zr.not_before;
+    rule.expires = zr.expires;
+
+    entry->rule.url.len = url_len;
+    entry->rule.url.data = p;
+    entry->rule.campaign.len = campaign_len;
+    entry->rule.campaign.data = p + url_len;
+    entry->rule.code_id = zr.code_id;
+    entry->rule.program_id = zr.program_id;
+    entry->rule.referrer_id = zr.referrer_id;
+    entry->rule.version = zr.version;
+
+    entry->verdict = referral_rule_judge(&rule, ngx_time());
+
+    return NGX_OK;
+}
+
+
+void
+ngx_http_referral_zone_set(ngx_http_referral_zone_conf_t *zcf,
+    ngx_str_t *code, referral_rule_t *rule)
+{
+    size_t                            len;
+    ngx_msec_t                        now;
+    ngx_uint_t                        hash;
+    ngx_http_referral_zone_sh_t      *sh;
+    ngx_http_referral_zone_rule_t     zr;
+    ngx_http_referral_zone_code_t    *zc;
+    ngx_http_referral_zone_list_t    *list;
+    ngx_http_referral_zone_cursor_t   cursor;
+
+    if (code->len == 0 || code->len > REFERRAL_CODE_LEN
+        || (rule && (rule->url.len > REFERRAL_URL_LEN
+                     || rule->campaign.len > REFERRAL_CAMPAIGN_LEN)))
+    {
+        return;
+    }
+
+    hash = ngx_murmur_hash2(code->data, code->len);
+    now = ngx_current_msec;
+    sh = zcf->sh;
+
+    list = rule ? &sh->present : &sh->absent;
+    len = code->len;
+
+    if (rule) {
+        len += sizeof(zr) + rule->url.len + rule->campaign.len;
+    }
+
+    ngx_shmtx_lock(&zcf->shpool->mutex);
+
+    zc = ngx_http_referral_zone_find(sh, hash, code);
+
+    if (zc) {
+        if (ngx_http_referral_zone_older(zcf, zc, rule, now)) {
+            ngx_shmtx_unlock(&zcf->shpool->mutex);
+            return;
+        }
+
+        ngx_http_referral_zone_drop(zcf, zc);
+    }
+
+    zc = ngx_http_referral_zone_alloc_code(zcf, list, len);
+
+    if (zc == NULL) {
+        ngx_shmtx_unlock(&zcf->shpool->mutex);
+        ngx_http_referral_count(zone_nomem);
+        return;
+    }
+
+    zc->base.node.key = hash;
+    zc->fetched = now;
+    zc->touched = (uint32_t) now;
+    zc->refreshed = (uint32_t) now;
+    zc->code_len = (uint8_t) code->len;
+    zc->absent = (rule == NULL);
+
+    ngx_http_referral_zone_open(&cursor, zc);
+    ngx_http_referral_zone_write(&cursor, code->data, code->len);
+
+    if (rule) {
+        zc->url_len = (uint16_t) rule->url.len;
+        zc->campaign_len = (uint8_t) rule->campaign.len;
+        zc->state = (uint8_t) rule->state;
+
+        zr.version = rule->version;
+        zr.not_before = rule->not_before;
+        zr.expires = rule->expires;
+        zr.code_id = rule->code_id;
+        zr.program_id = rule->program_id;
+        zr.referrer_id = rule->referrer_id;
+
+        ngx_http_referral_zone_write(&cursor, &zr, sizeof(zr));
+        ngx_http_referral_zone_write(&cursor, rule->url.data, rule->url.len);
+        ngx_http_referral_zone_write(&cursor, rule->campaign.data,
+                                     rule->campaign.len);
+    }
+
+    ngx_rbtree_insert(&sh->codes, &zc->base.node);
+    ngx_queue_insert_head(&list->queue, &zc->base.queue);
+
+    list->n++;
+    list->blocks += zc->blocks;
+
+    ngx_shmtx_unlock(&zcf->shpool->mutex);
+}
+
+
+/*
+ * The bucket of ngx_http_limit_req_module: excess leaks at the rate, and a
+ * request that would lift it over the burst is refused and costs nothing.
+ */
+
+ngx_int_t
+ngx_http_referral_zone_take(ngx_http_referral_zone_conf_t *zcf,
+    u_char key[NGX_HTTP_REFERRAL_NETWORK_LEN], ngx_uint_t rate,
+    ngx_uint_t burst)
+{
+    int64_t                            excess;
+    ngx_int_t                          rc;
+    ngx_msec_t                         now;
+    ngx_msec_int_t                     ms;
+    ngx_http_referral_zone_network_t  *zn;
+
+    now = ngx_current_msec;
+    rc = NGX_OK;
+
+    ngx_shmtx_lock(&zcf->shpool->mutex);
+
+    zn = ngx_http_referral_zone_network(zcf, key);
+
+    if (zn == NULL) {
+        ngx_shmtx_unlock(&zcf->shpool->mutex);
+        ngx_http_referral_count(zone_nomem);
+        return NGX_OK;
+    }
+
+    ngx_queue_remove(&zn->base.queue);
+    ngx_queue_insert_head(&zcf->sh->network.queue, &zn->base.queue);
+
+    ms = (ngx_msec_int_t) (now - zn->last);
+
+    /* workers read the clock at different moments */
+
+    if (ms < -60000) {
+        ms = 1;
+
+    } else if (ms < 0) {
+        ms = 0;
+
+    } else if (ms > NGX_HTTP_REFERRAL_ZONE_LEAK) {
+        ms = NGX_HTTP_REFERRAL_ZONE_LEAK;
+    }
+
+    excess = (int64_t) zn->excess - (int64_t) rate * ms / 1000 + 1000;
+
+    if (excess < 0) {
+        excess = 0;
+    }
+
+    if (excess > (int64_t) burst) {
+        rc = NGX_BUSY;
+
+    } else {
+        zn->excess = (uint32_t) excess;
+
+        if (ms) {
+            zn->last = now;
+        }
+    }
+
+    ngx_shmtx_unlock(&zcf->shpool->mutex);
+
+    return rc;
+}
+
+
+void
+ngx_http_referral_zone_usage(ngx_http_referral_zone_conf_t *zcf,
+    ngx_http_referral_zone_usage_t *usage)
+{
+    ngx_http_referral_zone_sh_t  *sh;
+
+    ngx_memzero(usage, sizeof(ngx_http_referral_zone_usage_t));
+
+    sh = zcf->sh;
+
+    if (sh == NULL) {
+        return;
+    }
+
+    ngx_shmtx_lock(&zcf->shpool->mutex);
+
+    usage->codes = sh->present.n;
+    usage->absent = sh->absent.n;
+    usage->networks = sh->network.n;
+    usage->used = sh->present.blocks + sh->absent.blocks
+                  + sh->network.blocks;
+    usage->capacity = sh->capacity;
+
+    ngx_shmtx_unlock(&zcf->shpool->mutex);
+}
+
+
+ngx_http_referral_stat_t *
+ngx_http_referral_zone_stat(ngx_http_referral_zone_conf_t *zcf)
+{
+    return (zcf && zcf->sh) ? zcf->sh->stat : NULL;
+}
+
+
+static ngx_http_referral_zone_code_t *
+ngx_http_referral_zone_find(ngx_http_referral_zone_sh_t *sh, ngx_uint_t hash,
+    ngx_str_t *code)
+{
+    ngx_int_t                       rc;
+    ngx_rbtree_node_t              *node, *sentinel;
+    ngx_http_referral_zone_code_t  *zc;
+
+    node = sh->codes.root;
+    sentinel = sh->codes.sentinel;
+
+    while (node != sentinel) {
+
+        if (hash != node->key) {
+            node = (hash < node->key) ? node->left : node->right;
+            continue;
+        }
+
+        zc = (ngx_http_referral_zone_code_t *) node;
+
+        rc = ngx_http_referral_zone_cmp(code, zc);
+
+        if (rc == 0) {
+            return zc;
+        }
+
+        node = (rc < 0) ? node->left : node->right;
+    }
+
+    return NULL;
+}
+
+
+/*
+ * NGX_OK: fresh.  NGX_AGAIN: stale.  NGX_DECLINED: too old to be served.
+ * Only the time of the fetch is stored, so a reload may change the limits.
+ */
+
+static ngx_int_t
+ngx_http_referral_zone_age(ngx_http_referral_zone_conf_t *zcf,
+    ngx_http_referral_zone_code_t *zc, ngx_msec_t now)
+{
+    ngx_msec_int_t  ms;
+
+    ms = (ngx_msec_int_t) (now - zc->fetched);
+
+    if (ms < -60000) {
+        return NGX_DECLINED;
+    }
+
+    if (ms < 0) {
+        ms = 0;
+    }
+
+    if (zc->absent) {
+        return ((ngx_msec_t) ms < zcf->invalid) ? NGX_OK : NGX_DECLINED;
+    }
+
+    if ((ngx_msec_t) ms < zcf->valid) {
+        return NGX_OK;
+    }
+
+    if ((ngx_msec_t) ms - zcf->valid < zcf->stale) {
+        return NGX_AGAIN;
+    }
+
+    return NGX_DECLINED;
+}
+
+
+static void
+ngx_http_referral_zone_touch(ngx_http_referral_zone_sh_t *sh,
+    ngx_http_referral_zone_code_t *zc, ngx_msec_t now)
+{
+    ngx_http_referral_zone_list_t  *list;
+
+    if ((uint32_t) now - zc->touched < NGX_HTTP_REFERRAL_ZONE_TOUCH) {
+        return;
+    }
+
+    zc->touched = (uint32_t) now;
+
+    list = zc->absent ? &sh->absent : &sh->present;
+
+    ngx_queue_remove(&zc->base.queue);
+    ngx_queue_insert_head(&list->queue, &zc->base.queue);
+}
+
+
+/*
+ * Replies of Redis may be older than what is known already: a replica that
+ * lags, a restored dump.  What can not be served any more is no argument.
+ */
+
+static ngx_uint_t
+ngx_http_referral_zone_older(ngx_http_referral_zone_conf_t *zcf,
+    ngx_http_referral_zone_code_t *zc, referral_rule_t *rule, ngx_msec_t now)
+{
+    ngx_http_referral_zone_rule_t    zr;
+    ngx_http_referral_zone_cursor_t  cursor;
+
+    if (rule == NULL || rule->version == 0 || zc->absent
+        || ngx_http_referral_zone_age(zcf, zc, now) == NGX_DECLINED)
+    {
+        return 0;
+    }
+
+    ngx_http_referral_zone_open(&cursor, zc);
+    ngx_http_referral_zone_read(&cursor, NULL, zc->code_len);
+    ngx_http_referral_zone_read(&cursor, &zr, sizeof(zr));
+
+    return rule->version < zr.version;
+}
+
+
+static ngx_http_referral_zone_code_t *
+ngx_http_referral_zone_alloc_code(ngx_http_referral_zone_conf_t *zcf,
+    ngx_http_referral_zone_list_t *list, size_t len)
+{
+    ngx_uint_t                       i, n;
+    ngx_http_referral_zone_code_t   *zc;
+    ngx_http_referral_zone_block_t  *block, **last;
+
+    n = 0;
+
+    if (len > NGX_HTTP_REFERRAL_ZONE_FIRST) {
+        len -= NGX_HTTP_REFERRAL_ZONE_FIRST;
+        n = (len + sizeof(block->data) - 1) / sizeof(block->data);
+    }
+
+    zc = ngx_http_referral_zone_alloc(zcf, list);
+    if (zc == NULL) {
+        return NULL;
+    }
+
+    ngx_memzero(zc, sizeof(ngx_http_referral_zone_code_t));
+
+    zc->blocks = (uint8_t) (n + 1);
+    last = &zc->base.next;
+
+    for (i = 0; i < n; i++) {
+
+        block = ngx_http_referral_zone_alloc(zcf, list);
+
+        if (block == NULL) {
+            ngx_http_referral_zone_free_chain(zcf, &zc->base);
+            return NULL;
+        }
+
+        block->next = NULL;
+
+        *last = block;
+        last = &block->next;
+    }
+
+    return zc;
+}
+
+
+/* one block; evicts when the zone is full or the list has its share */
+
+static void *
+ngx_http_referral_zone_alloc(ngx_http_referral_zone_conf_t *zcf,
+    ngx_http_referral_zone_list_t *list)
+{
+    void                         *p;
+    ngx_http_referral_zone_sh_t  *sh;
+
+    sh = zcf->sh;
+
+    if (list->blocks >= list->max) {
+        (void) ngx_http_referral_zone_evict(zcf, list);
+    }
+
+    for ( ;; ) {
+
+        p = ngx_slab_alloc_locked(zcf->shpool, NGX_HTTP_REFERRAL_ZONE_BLOCK);
+
+        if (p) {
+            return p;
+        }
+
+        if (ngx_http_referral_zone_evict(zcf, &sh->present) != NGX_OK
+            && ngx_http_referral_zone_evict(zcf, &sh->absent) != NGX_OK
+            && ngx_http_referral_zone_evict(zcf, &sh->network) != NGX_OK)
+        {
+            return NULL;
+        }
+    }
+}
+
+
+static ngx_int_t
+ngx_http_referral_zone_evict(ngx_http_referral_zone_conf_t *zcf,
+    ngx_http_referral_zone_list_t *list)
+{
+    ngx_queue_t                    *q;
+    ngx_http_referral_zone_node_t  *zn;
+
+    if (ngx_queue_empty(&list->queue)) {
+        return NGX_DECLINED;
+    }
+
+    q = ngx_queue_last(&list->queue);
+    zn = ngx_queue_data(q, ngx_http_referral_zone_node_t, queue);
+
+    if (list == &zcf->sh->network) {
+        ngx_queue_remove(q);
+        ngx_rbtree_delete(&zcf->sh->networks, &zn->node);
+        ngx_slab_free_locked(zcf->shpool, zn);
+
+        list->n--;
+        list->blocks--;
+
+        return NGX_OK;
+    }
+
+    ngx_http_referral_zone_drop(zcf, (ngx_http_referral_zone_code_t *) zn);
+
+    ngx_http_referral_count(zone_evicted);
+
+    return NGX_OK;
+}
+
+
+static void
+ngx_http_referral_zone_drop(ngx_http_referral_zone_conf_t *zcf,
+    ngx_http_referral_zone_code_t *zc)
+{
+    ngx_http_referral_zone_list_t  *list;
+
+    list = zc->absent ? &zcf->sh->absent : &zcf->sh->present;
+
+    list->n--;
+    list->blocks -= zc->blocks;
+
+    ngx_queue_remove(&zc->base.queue);
+    ngx_rbtree_delete(&zcf->sh->codes, &zc->base.node);
+
+    ngx_http_referral_zone_free_chain(zcf, &zc->base);
+}
+
+
+static void
+ngx_http_referral_zone_free_chain(ngx_http_referral_zone_conf_t *zcf,
+    ngx_http_referral_zone_node_t *zn)
+{
+    ngx_http_referral_zone_block_t  *block, *next;
+
+    for (block = zn->next; block; block = next) {
+        next = block->next;
+        ngx_slab_free_locked(zcf->shpool, block);
+    }
+
+    ngx_slab_free_locked(zcf->shpool, zn);
+}
+
+
+static ngx_http_referral_zone_network_t *
+ngx_http_referral_zone_network(ngx_http_referral_zone_conf_t *zcf,
+    u_char *key)
+{
+    ngx_int_t                          rc;
+    ngx_uint_t                         hash;
+    ngx_rbtree_node_t                 *node, *sentinel;
+    ngx_http_referral_zone_sh_t       *sh;
+    ngx_http_referral_zone_network_t  *zn;
+
+    sh = zcf->sh;
+
+    hash = ngx_murmur_hash2(key, NGX_HTTP_REFERRAL_NETWORK_LEN);
+
+    node = sh->networks.root;
+    sentinel = sh->networks.sentinel;
+
+    while (node != sentinel) {
+
+        if (hash != node->key) {
+            node = (hash < node->key) ? node->left : node->right;
+            continue;
+        }
+
+        zn = (ngx_http_referral_zone_network_t *) node;
+
+        rc = ngx_memcmp(key, zn->key, NGX_HTTP_REFERRAL_NETWORK_LEN);
+
+        if (rc == 0) {
+            return zn;
+        }
+
+        node = (rc < 0) ? node->left : node->right;
+    }
+
+    zn = ngx_http_referral_zone_alloc(zcf, &sh->network);
+    if (zn == NULL) {
+        return NULL;
+    }
+
+    ngx_memzero(zn, sizeof(ngx_http_referral_zone_network_t));
+
+    zn->base.node.key = hash;
+
+    /* the first request of a network finds the bucket empty */
+
+    zn->last = ngx_current_msec - NGX_HTTP_REFERRAL_ZONE_LEAK;
+
+    ngx_memcpy(zn->key, key, NGX_HTTP_REFERRAL_NETWORK_LEN);
+
+    ngx_rbtree_insert(&sh->networks, &zn->base.node);
+    ngx_queue_insert_head(&sh->network.queue, &zn->base.queue);
+
+    sh->network.n++;
+    sh->network.blocks++;
+
+    return zn;
+}
+
+
+static void
+ngx_http_referral_zone_open(ngx_http_referral_zone_cursor_t *cursor,
+    ngx_http_referral_zone_code_t *zc)
+{
+    cursor->pos = ngx_http_referral_zone_code_data(zc);
+    cursor->end = (u_char *) zc + NGX_HTTP_REFERRAL_ZONE_BLOCK;
+    cursor->next = zc->base.next;
+}
+
+
+static void
+ngx_http_referral_zone_write(ngx_http_referral_zone_cursor_t *cursor,
+    const void *data, size_t len)
+{
+    size_t         n;
+    const u_char  *p;
+
+    p = data;
+
+    while (len) {
+
+        if (cursor->pos == cursor->end) {
+            cursor->pos = cursor->next->data;
+            cursor->end = cursor->pos + sizeof(cursor->next->data);
+            cursor->next = cursor->next->next;
+        }
+
+        n = ngx_min(len, (size_t) (cursor->end - cursor->pos));
+
+        cursor->pos = ngx_cpymem(cursor->pos, p, n);
+        p += n;
+        len -= n;
+    }
+}
+
+
+/* data NULL: skips */
+
+static void
+ngx_http_referral_zone_read(ngx_http_referral_zone_cursor_t *cursor,
+    void *data, size_t len)
+{
+    size_t   n;
+    u_char  *p;
+
+    p = data;
+
+    while (len) {
+
+        if (cursor->pos == cursor->end) {
+            cursor->pos = cursor->next->data;
+            cursor->end = cursor->pos + sizeof(cursor->next->data);
+            cursor->next = cursor->next->next;
+        }
+
+        n = ngx_min(len, (size_t) (cursor->end - cursor->pos));
+
+        if (p) {
+            p = ngx_cpymem(p, cursor->pos, n);
+        }
+
+        cursor->pos += n;
+        len -= n;
+    }
+}
+
+
+static ngx_int_t
+ngx_http_referral_zone_cmp(ngx_str_t *code,
+    ngx_http_referral_zone_code_t *zc)
+{
+    ngx_http_referral_zone_cursor_t  cursor;
+    u_char                           data[REFERRAL_CODE_LEN];
+
+    if (code->len != zc->code_len) {
+        return (ngx_int_t) code->len - (ngx_int_t) zc->code_len;
+    }
+
+    if (code->len <= NGX_HTTP_REFERRAL_ZONE_FIRST) {
+        return ngx_memcmp(code->data, ngx_http_referral_zone_code_data(zc),
+                          code->len);
+    }
+
+    ngx_http_referral_zone_open(&cursor, zc);
+    ngx_http_referral_zone_read(&cursor, data, code->len);
+
+    return ngx_memcmp(code->data, data, code->len);
+}
+
+
+void
+ngx_http_referral_zone_insert_code(ngx_rbtree_node_t *temp,
+    ngx_rbtree_node_t *node, ngx_rbtree_node_t *sentinel)
+{
+    ngx_str_t                         code;
+    ngx_rbtree_node_t               **p;
+    ngx_http_referral_zone_code_t    *zc;
+    ngx_http_referral_zone_cursor_t   cursor;
+    u_char                            data[REFERRAL_CODE_LEN];
+
+    zc = (ngx_http_referral_zone_code_t *) node;
+
+    ngx_http_referral_zone_open(&cursor, zc);
+    ngx_http_referral_zone_read(&cursor, data, zc->code_len);
+
+    code.len = zc->code_len;
+    code.data = data;
+
+    for ( ;; ) {
+
+        if (node->key != temp->key) {
+            p = (node->key < temp->key) ? &temp->left : &temp->right;
+
+        } else {
+            zc = (ngx_http_referral_zone_code_t *) temp;
+
+            p = (ngx_http_referral_zone_cmp(&code, zc) < 0) ? &temp->left
+                                                            : &temp->right;
+        }
+
+        if (*p == sentinel) {
+            break;
+        }
+
+        temp = *p;
+    }
+
+    *p = node;
+    node->parent = temp;
+    node->left = sentinel;
+    node->right = sentinel;
+    ngx_rbt_red(node);
+}
+
+
+void
+ngx_http_referral_zone_insert_network(ngx_rbtree_node_t *temp,
+    ngx_rbtree_node_t *node, ngx_rbtree_node_t *sentinel)
+{
+    ngx_rbtree_node_t                 **p;
+    ngx_http_referral_zone_network_t   *zn, *znt;
+
+    zn = (ngx_http_referral_zone_network_t *) node;
+
+    for ( ;; ) {
+
+        if (node->key != temp->key) {
+            p = (node->key < temp->key) ? &temp->left : &temp->right;
+
+        } else {
+            znt = (ngx_http_referral_zone_network_t *) temp;
+
+            p = (ngx_memcmp(zn->key, znt->key, NGX_HTTP_REFERRAL_NETWORK_LEN)
+                 < 0)
+                ? &temp->left : &temp->right;
+        }
+
+        if (*p == sentinel) {
+            break;
+        }
+
+        temp = *p;
+    }
+
+    *p = node;
+    node->parent = temp;
+    node->left = sentinel;
+    node->right = sentinel;
+    ngx_rbt_red(node);
+}
