@@ -29,23 +29,29 @@ struct ngx_http_referral_redis_conf_s {
 typedef struct ngx_http_referral_redis_s  ngx_http_referral_redis_t;
 
 /*
- * Called once for each command: reply is NULL when there will be none (the
- * link broke, timed out or refused).  reply belongs to the link.
+ * Called once for each command, with the reply however late it is, or with
+ * NULL when there will be none because the link was closed: after max(1 s,
+ * 3 timeouts) without it at the latest.  reply belongs to the link.  Must not
+ * destroy the link.
  */
 typedef void (*ngx_http_referral_redis_pt)(void *data, redisReply *reply);
 
 
-/* directive: referral_redis url [timeout=] [connect_timeout=] [password_file=] */
+/*
+ * directive: referral_redis url [timeout=time] [connect_timeout=time]
+ *            [password_file=path]
+ */
 char *ngx_http_referral_redis(ngx_conf_t *cf, ngx_command_t *cmd, void *conf);
 
-/* makes this worker's link; it connects when first used, and at once here */
+/* makes this worker's link and starts to connect; NULL only without memory */
 ngx_http_referral_redis_t *ngx_http_referral_redis_create(ngx_cycle_t *cycle,
     ngx_http_referral_redis_conf_t *conf, const char *name);
 void ngx_http_referral_redis_destroy(ngx_http_referral_redis_t *link);
 
 /*
- * 1 when a command would be sent or queued now; 0 while the server is not
- * reachable, not ready, or the circuit is open.
+ * 1 when a command would be sent or queued now (the first attempt to connect
+ * included); 0 while the server is not reachable, not ready, or the circuit
+ * is open.
  */
 ngx_uint_t ngx_http_referral_redis_usable(ngx_http_referral_redis_t *link);
 
