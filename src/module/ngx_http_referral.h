@@ -91,7 +91,7 @@ typedef struct {
     ngx_uint_t                        ip;
     ngx_uint_t                        referer;
     ngx_uint_t                        attribution;
-    ngx_flag_t                        gpc;         /* 1: respect */
+    ngx_uint_t                        gpc;         /* 1: respect */
     ngx_flag_t                        strip;
     ngx_http_complex_value_t         *consent;     /* variable, or NULL */
     ngx_flag_t                        consent_not_required;
@@ -139,6 +139,13 @@ struct ngx_http_referral_ctx_s {
     ngx_str_t                     code;            /* folded, or as sent */
     u_char                        code_data[REFERRAL_CODE_LEN];
     referral_via_e                via;
+    ngx_str_t                     path;            /* asked for, decoded */
+    ngx_str_t                     args;            /* asked for, undecoded */
+
+    /* what the request's headers say, when headers_read */
+
+    ngx_uint_t                    signals;         /* REFERRAL_SIGNAL_* */
+    ngx_str_t                     language;
 
     /* look it up: set by ngx_http_referral_lookup.c */
 
@@ -153,6 +160,7 @@ struct ngx_http_referral_ctx_s {
 
     referral_token_t              token;           /* when has_token */
     referral_token_t              new_token;       /* when set_token */
+    ngx_str_t                     set_cookie;      /* rendered, or len 0 */
 
     /* commit it */
 
@@ -162,7 +170,8 @@ struct ngx_http_referral_ctx_s {
     ngx_str_t                     country;
     ngx_str_t                     city;
     ngx_uint_t                    asn;
-    ngx_str_t                     destination;     /* of a redirect */
+    ngx_str_t                     destination;     /* of a redirect, sent */
+    ngx_str_t                     target;          /* same, as recorded */
 
     unsigned                      seen:1;          /* has a code to judge */
     unsigned                      judged:1;        /* verdict is final */
@@ -175,6 +184,17 @@ struct ngx_http_referral_ctx_s {
     unsigned                      set_token:1;     /* send new_token */
     unsigned                      geo_read:1;
     unsigned                      duplicate:1;
+
+    unsigned                      captured:1;      /* parameter looked for */
+    unsigned                      waiting:1;       /* suspended by us */
+    unsigned                      headers_read:1;
+    unsigned                      document:1;      /* it is a navigation */
+    unsigned                      declined:1;      /* response forbade it */
+    unsigned                      redirect:1;      /* in a /r/ location */
+    unsigned                      strip:1;         /* redirected to strip */
+    unsigned                      skip_read:1;
+    unsigned                      consent:1;
+    unsigned                      consent_read:1;
 };
 
 

@@ -2,7 +2,7 @@
 /*
  * Copyright (C) The nginx referral module authors
  *
- * The SERVER_REWRITE handler: sees the parameter of a page, judges its code.
+ * Pages: sees the parameter, judges its code, strips it from the address.
  */
 
 
@@ -13,7 +13,25 @@
 #include "ngx_http_referral.h"
 
 
+/* arguments of a server that names none: "ref" */
+#define NGX_HTTP_REFERRAL_PARAM  "ref"
+
+
+/* SERVER_REWRITE: sees the parameter and judges its code */
 ngx_int_t ngx_http_referral_capture_handler(ngx_http_request_t *r);
+
+/* PRECONTENT: redirects to the same page without the parameter */
+ngx_int_t ngx_http_referral_strip_handler(ngx_http_request_t *r);
+
+/* a new code to judge; a malformed one is judged already */
+void ngx_http_referral_capture_code(ngx_http_referral_ctx_t *ctx,
+    referral_via_e via, u_char *data, size_t len);
+
+/* a request that waits notices when its client goes away */
+ngx_int_t ngx_http_referral_capture_wait(ngx_http_referral_ctx_t *ctx);
+
+/* what the request's headers say, read once: signals, language, document */
+void ngx_http_referral_capture_headers(ngx_http_referral_ctx_t *ctx);
 
 
 #endif /* _NGX_HTTP_REFERRAL_CAPTURE_H_INCLUDED_ */

@@ -22,6 +22,9 @@ ngx_int_t ngx_http_referral_commit_init_process(ngx_cycle_t *cycle);
  */
 void ngx_http_referral_commit(ngx_http_referral_ctx_t *ctx);
 
+/* 1 when referral_skip says so, asked once a request */
+ngx_uint_t ngx_http_referral_commit_skip(ngx_http_referral_ctx_t *ctx);
+
 /* geo of the client for variables, looked up once a request */
 void ngx_http_referral_commit_geo(ngx_http_referral_ctx_t *ctx);
 

@@ -33,11 +33,11 @@ void ngx_http_referral_cookie_read(ngx_http_referral_ctx_t *ctx);
 
 /*
  * 1 when the visitor may be remembered: consent is given or not required,
- * and no Sec-GPC where it is respected.
+ * and no Sec-GPC where it is respected.  Asked once a request.
  */
-ngx_uint_t ngx_http_referral_cookie_consent(ngx_http_request_t *r);
+ngx_uint_t ngx_http_referral_cookie_consent(ngx_http_referral_ctx_t *ctx);
 
-/* "Set-Cookie: ..." for ctx->new_token */
+/* "Set-Cookie: ..." for ctx->new_token; called again, it adds nothing */
 ngx_int_t ngx_http_referral_cookie_set(ngx_http_referral_ctx_t *ctx);
 
 

@@ -2,7 +2,7 @@
 /*
  * Copyright (C) The nginx referral module authors
  *
- * The header filter: commits, sets the cookie, guards caches, strips.
+ * The header filter: commits, sets the cookie, guards caches.
  */
 
 
@@ -14,6 +14,17 @@
 
 
 ngx_int_t ngx_http_referral_filter_init(ngx_conf_t *cf);
+
+/*
+ * 1 unless the response, as far as it is known, is one that neither records
+ * nor sets a cookie: 401, 403, 429, 5xx, a redirect that still carries the
+ * parameter, or a request that ended without an answer.
+ */
+ngx_uint_t ngx_http_referral_filter_allows(ngx_http_referral_ctx_t *ctx);
+
+/* pushes a response header; the strings must live as long as the request */
+ngx_table_elt_t *ngx_http_referral_add_header(ngx_http_request_t *r,
+    const char *name, const char *value);
 
 
 #endif /* _NGX_HTTP_REFERRAL_FILTER_H_INCLUDED_ */
