@@ -75,8 +75,21 @@ SANITIZE   = -g -O1 -fno-omit-frame-pointer -fsanitize=address,undefined \
 
 
 .PHONY: all module worker ctl core-tests test test-packages test-asan fuzz \
-        install clean help FORCE
+        install clean help
 .DELETE_ON_ERROR:
+
+
+# written only when they change, so that what depends on them is rebuilt
+
+remember = $(shell mkdir -p $(BUILD); echo '$(subst ','\'',$(2))' \
+           | cmp -s - $(BUILD)/$(1) \
+           || echo '$(subst ','\'',$(2))' > $(BUILD)/$(1))
+
+ifneq ($(filter-out clean help test-packages,$(or $(MAKECMDGOALS),all)),)
+$(call remember,.flags,$(CC) $(ALL_CFLAGS) $(PGINC) $(LDFLAGS))
+$(call remember,.nginx,$(CC) $(MODULE_CFLAGS) $(if $(NGINX),\
+    $(shell $(NGINX) -V 2>&1)))
+endif
 
 
 all: module worker ctl
@@ -127,19 +140,6 @@ $(WORKER_OBJ) $(CTL_OBJ): ALL_CFLAGS += $(PGINC)
 $(OBJ): $(BUILD)/%.o: %.c $(BUILD)/.flags
 	@mkdir -p $(@D)
 	$(CC) $(ALL_CFLAGS) -MMD -MP -c -o $@ $<
-
-
-# rewritten only when they change, so that what depends on them is rebuilt
-
-$(BUILD)/.flags: FORCE
-	@mkdir -p $(@D)
-	@echo '$(CC) $(subst ','\'',$(ALL_CFLAGS) $(PGINC) $(LDFLAGS))' > $@.new
-	@cmp -s $@.new $@ && rm $@.new || mv $@.new $@
-
-$(BUILD)/.nginx: FORCE
-	@mkdir -p $(@D)
-	@{ echo '$(CC) $(MODULE_CFLAGS)'; $(if $(NGINX),$(NGINX) -V 2>&1); } > $@.new
-	@cmp -s $@.new $@ && rm $@.new || mv $@.new $@
 
 
 core-tests: $(CORE_TESTS) $(AIDS)
