@@ -66,7 +66,9 @@ fuzz_with_secret(const uint8_t *data, size_t size)
 
     static const char  secret[] = "Zq8#hunter2#Zq8";
 
-    if (size == 0 || size > 512) {
+    /* the fuzzer learns the word from the searches below */
+
+    if (size == 0 || size > 512 || memmem(data, size, "hunter2", 7) != NULL) {
         return;
     }
 
