@@ -1,0 +1,131 @@
+
+/*
+ * Copyright (C) The nginx referral module authors
+ */
+
+
+#include "pg.h"
+#include "output.h"
+
+#include <string.h>
+
+
+static void ctl_pg_notice(void *data, const PGresult *result);
+static int ctl_pg_failed(PGconn *pg, const PGresult *result,
+    const char *what);
+
+
+int
+ctl_pg_open(PGconn **pg, const ctl_options_t *o)
+{
+    size_t       n;
+    const char  *names[8], *values[8];
+
+    n = 0;
+
+    names[n] = "connect_timeout";
+    values[n++] = "10";
+    names[n] = "fallback_application_name";
+    values[n++] = "referralctl";
+
+    /* what stands in the conninfo comes later, and wins */
+
+    if (o->db != NULL) {
+        names[n] = "dbname";
+        values[n++] = o->db;
+    }
+
+    names[n] = NULL;
+    values[n] = NULL;
+
+    *pg = PQconnectdbParams(names, values, 1);
+
+    if (*pg == NULL || PQstatus(*pg) != CONNECTION_OK) {
+        ctl_error("postgres: %s", *pg ? PQerrorMessage(*pg)
+                                      : "out of memory");
+        PQfinish(*pg);
+        *pg = NULL;
+        return CTL_UNREACHABLE;
+    }
+
+    PQsetNoticeReceiver(*pg, ctl_pg_notice, NULL);
+
+    return CTL_DONE;
+}
+
+
+static void
+ctl_pg_notice(void *data, const PGresult *result)
+{
+    const char  *severity, *text;
+
+    severity = PQresultErrorField(result, PG_DIAG_SEVERITY_NONLOCALIZED);
+    text = PQresultErrorField(result, PG_DIAG_MESSAGE_PRIMARY);
+
+    if (severity != NULL && text != NULL && strcmp(severity, "WARNING") == 0) {
+        ctl_error("postgres warns: %s", text);
+    }
+}
+
+
+PGresult *
+ctl_pg_query(PGconn *pg, int *rc, const char *sql, int n,
+    const char **params)
+{
+    PGresult  *result;
+
+    *rc = CTL_DONE;
+    result = PQexecParams(pg, sql, n, NULL, params, NULL, NULL, 0);
+
+    if (PQresultStatus(result) == PGRES_TUPLES_OK
+        || PQresultStatus(result) == PGRES_COMMAND_OK)
+    {
+        return result;
+    }
+
+    *rc = ctl_pg_failed(pg, result, NULL);
+    PQclear(result);
+
+    return NULL;
+}
+
+
+int
+ctl_pg_run(PGconn *pg, const char *sql, const char *what)
+{
+    int        rc;
+    PGresult  *result;
+
+    rc = CTL_DONE;
+    result = PQexec(pg, sql);
+
+    if (PQresultStatus(result) != PGRES_TUPLES_OK
+        && PQresultStatus(result) != PGRES_COMMAND_OK)
+    {
+        rc = ctl_pg_failed(pg, result, what);
+    }
+
+    PQclear(result);
+
+    return rc;
+}
+
+
+static int
+ctl_pg_failed(PGconn *pg, const PGresult *result, const char *what)
+{
+    const char  *state, *text, *detail, *hint;
+
+    state = PQresultErrorField(result, PG_DIAG_SQLSTATE);
+    text = PQresultErrorField(result, PG_DIAG_MESSAGE_PRIMARY);
+    detail = PQresultErrorField(result, PG_DIAG_MESSAGE_DETAIL);
+    hint = PQresultErrorField(result, PG_DIAG_MESSAGE_HINT);
+
+    ctl_error("postgres: %s%s%s%s%s%s%s%s%s%s", what ? what : "",
+              what ? ": " : "", text ? text : PQerrorMessage(pg),
+              state ? " (SQLSTATE " : "", state ? state : "",
+              state ? ")" : "", detail ? "; " : "", detail ? detail : "",
+              hint ? "; " : "", hint ? hint : "");
+
+    return PQstatus(pg) == CONNECTION_OK ? CTL_FOUND : CTL_UNREACHABLE;
+}
