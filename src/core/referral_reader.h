@@ -30,6 +30,7 @@ typedef struct {
     uint64_t                   first;      /* number, from the file */
     uint64_t                   size;       /* bytes of the file */
     uint64_t                   allocated;  /* bytes on disk */
+    uint64_t                   inode;
     referral_segment_header_t  header;
     unsigned                   damaged:1;  /* header or begin block */
     unsigned                   used:1;     /* 0: a spare */
@@ -48,7 +49,7 @@ typedef struct {
 
     uint64_t                   next;
 
-    /* private to referral_reader.c */
+    /* private to the reader */
 
     struct referral_cursor_s  *cursor;
     referral_journal_t        *journal;
@@ -93,7 +94,9 @@ int referral_journal_lock(referral_journal_t *j, char *error);
 /*
  * Looks at the directory again: new streams appear, removed ones go,
  * segments and states are refreshed; positions stay.  Entries that are not
- * ours are skipped.  Streams keep their addresses until they go.
+ * ours are skipped.  Streams keep their addresses until they go.  A stream
+ * that cannot be looked at makes this REFERRAL_ERROR, after all the others
+ * were looked at.
  */
 int referral_journal_scan(referral_journal_t *j, char *error);
 
@@ -131,7 +134,10 @@ int referral_stream_seek(referral_stream_t *s, uint64_t seq,
 int referral_stream_next(referral_stream_t *s, referral_frame_t *frame,
     char *error);
 
-/* where the next record begins, for the saved position */
+/*
+ * Where the next record begins, for the saved position: sets seq, segment and
+ * offset; last_id and freed are the caller's.
+ */
 void referral_stream_position(const referral_stream_t *s,
     referral_position_t *pos);
 
@@ -142,8 +148,8 @@ int referral_position_load(referral_stream_t *s, referral_position_t *pos,
     char *error);
 
 /*
- * Unlinks segment n, which must not be the last used one of a live stream.
- * An absent file is no error.
+ * Unlinks segment n, which must not be the last used one or a spare of a live
+ * stream.  An absent file is no error.  Those behind it move up by one.
  */
 int referral_stream_unlink(referral_stream_t *s, size_t n, char *error);
 
