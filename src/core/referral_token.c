@@ -451,7 +451,7 @@ referral_token_split(const u_char *text, size_t len, referral_str_t *fields)
     size_t   i;
     u_char  *p, *last, *dot;
 
-    if (len > REFERRAL_TOKEN_MAX) {
+    if (len == 0 || len > REFERRAL_TOKEN_MAX) {
         return REFERRAL_DECLINED;
     }
 
