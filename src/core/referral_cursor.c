@@ -760,7 +760,7 @@ referral_cursor_hole(referral_stream_t *s, referral_frame_t *frame,
 
     (void) snprintf(frame->problem, sizeof(frame->problem),
                     "records %llu to %llu are not there: %s in "
-                    ""%s/%s%s%s" at %llu",
+                    "\"%s/%s%s%s\" at %llu",
                     (unsigned long long) s->next, (unsigned long long) last,
                     what, s->journal->path, s->name,
                     frame->segment[0] ? "/" : "", frame->segment,
