@@ -89,7 +89,7 @@ there are referral_secret %%DIR%%/secret (two keys, k1 signs) and
 referral_consent not_required instead.  defaults => 0 adds none.  conf =>
 $text is a whole nginx.conf (%%GLOBALS%% is what it needs at the top).
 
-    $t->nginx_test(same)    nginx -t: { status, output }; apart from the other
+    $t->nginx_test(same)    nginx -t: { status, output, log }
     $t->reconfigure(same)   writes nginx.conf anew, then $t->reload()
     $t->reload()            HUP, waits until the new workers are there
     $t->nginx_stop()        QUIT; ($signal) another
@@ -354,7 +354,8 @@ sub globals {
     $text .= "load_module $self->{module};\n" if $self->{module} ne '';
     $text .= "user " . ($arg{user} // 'root') . ";\n" if $> == 0;
     $text .= "daemon off;\npid $dir/nginx.pid;\n"
-             . "error_log $dir/error.log $level;\n";
+             . 'error_log ' . ($arg{error_log} // "$dir/error.log")
+             . " $level;\n";
 
     return $text;
 }
@@ -555,15 +556,16 @@ sub nginx_test {
     my ($self, %arg) = @_;
 
     my $name = 'test-' . ++$self->{tests};
-    my $conf = $self->write_file("$name.conf", $self->configuration(%arg));
+    my $log = "$self->{dir}/$name.log";
+    my $conf = $self->write_file("$name.conf",
+        $self->configuration(%arg, error_log => $log));
 
     local %ENV = (%ENV, %{ $self->nginx_env() });
 
     my $r = $self->run($self->{binary}, '-t', '-p', $self->{dir}, '-c', $conf,
-                       '-e', "$self->{dir}/$name.log");
+                       '-e', $log);
 
-    # error_log of the file is opened too: our own names are not its matter
-    $r->{conf} = $conf;
+    $r->{log} = $self->read_file($log) // '';
 
     return $r;
 }
