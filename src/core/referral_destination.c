@@ -370,6 +370,7 @@ referral_destination_size(const referral_destination_t *d)
     /* "/?" or "&", then each "&" between arguments counts as its own byte */
 
     size = sizeof("/?") + 3 * d->args.len;
+    macro = 0;
 
     for (i = 0; i < d->url.len; i += n) {
         n = 0;

@@ -7,7 +7,6 @@
 #include "ngx_http_referral_journal.h"
 #include "ngx_http_referral_limit.h"
 #include "ngx_http_referral_stat.h"
-#include "ngx_http_referral_zone.h"
 
 #include "referral_segment.h"
 
@@ -50,8 +49,6 @@ typedef struct {
 } ngx_http_referral_journal_t;
 
 
-static ngx_int_t ngx_http_referral_journal_init_zone(ngx_shm_zone_t *shm_zone,
-    void *data);
 static ngx_int_t ngx_http_referral_journal_check_size(ngx_log_t *log,
     ngx_http_referral_journal_conf_t *jcf, ngx_core_conf_t *ccf);
 static ngx_int_t ngx_http_referral_journal_check_path(ngx_log_t *log,
@@ -70,15 +67,11 @@ static void ngx_http_referral_journal_refused(ngx_http_referral_journal_t *j);
 static void ngx_http_referral_journal_log(ngx_http_referral_journal_t *j);
 
 
-static ngx_http_referral_journal_t        ngx_http_referral_stream;
-
-/* the configuration whose zone is about to be initialised */
-
-static ngx_http_referral_journal_conf_t  *ngx_http_referral_journal_pending;
+static ngx_http_referral_journal_t  ngx_http_referral_stream;
 
 /* timers of nginx look for a connection's number in their logs */
 
-static ngx_connection_t                   ngx_http_referral_journal_dummy;
+static ngx_connection_t             ngx_http_referral_journal_dummy;
 
 
 ngx_int_t
@@ -325,59 +318,27 @@ ngx_http_referral_journal_writer(void)
 }
 
 
-/*
- * The user and the number of workers may stand after the http block, and
- * "nginx -s" reads the configuration too.  Zones are initialised later, when
- * both are known, and a failure there still keeps the old configuration.
- */
-
 ngx_int_t
 ngx_http_referral_journal_check(ngx_cycle_t *cycle,
     ngx_http_referral_main_conf_t *rmcf)
 {
-    ngx_shm_zone_t                    *shm_zone;
+    ngx_core_conf_t                   *ccf;
     ngx_http_referral_journal_conf_t  *jcf;
 
     jcf = rmcf->journal;
-
-    ngx_http_referral_journal_pending = NULL;
 
     if (jcf == NULL) {
         return NGX_OK;
     }
 
-    shm_zone = rmcf->zone->shm_zone;
+    ccf = (ngx_core_conf_t *) ngx_get_conf(cycle->conf_ctx, ngx_core_module);
 
-    jcf->cycle = cycle;
-    jcf->init = shm_zone->init;
-    shm_zone->init = ngx_http_referral_journal_init_zone;
-
-    ngx_http_referral_journal_pending = jcf;
-
-    return NGX_OK;
-}
-
-
-static ngx_int_t
-ngx_http_referral_journal_init_zone(ngx_shm_zone_t *shm_zone, void *data)
-{
-    ngx_log_t                         *log;
-    ngx_core_conf_t                   *ccf;
-    ngx_http_referral_journal_conf_t  *jcf;
-
-    jcf = ngx_http_referral_journal_pending;
-    log = shm_zone->shm.log;
-
-    ccf = (ngx_core_conf_t *) ngx_get_conf(jcf->cycle->conf_ctx,
-                                           ngx_core_module);
-
-    if (ngx_http_referral_journal_check_size(log, jcf, ccf) != NGX_OK
-        || ngx_http_referral_journal_check_path(log, jcf, ccf) != NGX_OK)
+    if (ngx_http_referral_journal_check_size(cycle->log, jcf, ccf) != NGX_OK)
     {
         return NGX_ERROR;
     }
 
-    return jcf->init(shm_zone, data);
+    return ngx_http_referral_journal_check_path(cycle->log, jcf, ccf);
 }
 
 

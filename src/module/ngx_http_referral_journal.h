@@ -20,8 +20,6 @@ struct ngx_http_referral_journal_conf_s {
     off_t                        size;
     size_t                       segment;
     ngx_msec_t                   sync;             /* 0: off */
-    ngx_cycle_t                 *cycle;
-    ngx_shm_zone_init_pt         init;             /* of the zone */
 };
 
 
@@ -30,9 +28,9 @@ char *ngx_http_referral_journal(ngx_conf_t *cf, ngx_command_t *cmd,
     void *conf);
 
 /*
- * To be called in postconfiguration, when the zone has been added: arranges
- * that the path is tested as the worker user would use it, in a child
- * process, and the size against worker_processes.
+ * Tests the path as the worker user would use it, in a child process, and
+ * the size against worker_processes.  To be called when both are known, and
+ * not by "nginx -s": while zones are initialised.
  */
 ngx_int_t ngx_http_referral_journal_check(ngx_cycle_t *cycle,
     ngx_http_referral_main_conf_t *rmcf);
