@@ -64,8 +64,8 @@ static int ctl_code_scan(ctl_redis_t *r, const char *pattern, char ***keys,
 static int ctl_code_compare(const void *one, const void *two);
 static int ctl_code_rows(ctl_redis_t *r, char **keys, size_t nkeys,
     size_t width, int json);
-static void ctl_code_row(ctl_code_t *code, const char *key, size_t width,
-    int json);
+static void ctl_code_row(ctl_code_t *code, const char *key, const char *error,
+    size_t width, int json);
 static int ctl_code_drop(ctl_redis_t *r, ctl_code_t *code);
 
 
@@ -861,23 +861,18 @@ ctl_code_rows(ctl_redis_t *r, char **keys, size_t nkeys, size_t width,
     for (i = 0; i < nkeys; i++) {
 
         memset(&code, 0, sizeof(ctl_code_t));
-        reply = ctl_redis_read(r, &rc);
+        reply = ctl_redis_reply(r, &rc);
 
         if (reply == NULL) {
-
-            if (rc == CTL_UNREACHABLE) {
-                return rc;
-            }
-
-            /* no hash: said already */
-
-            continue;
+            return rc;
         }
 
-        ctl_code_take(&code, reply);
+        if (reply->type == REDIS_REPLY_ERROR) {
+            ctl_code_row(&code, keys[i], reply->str, width, json);
 
-        if (reply->elements) {
-            ctl_code_row(&code, keys[i], width, json);
+        } else if (reply->elements) {
+            ctl_code_take(&code, reply);
+            ctl_code_row(&code, keys[i], NULL, width, json);
         }
 
         freeReplyObject(reply);
@@ -889,7 +884,8 @@ ctl_code_rows(ctl_redis_t *r, char **keys, size_t nkeys, size_t width,
 
 
 static void
-ctl_code_row(ctl_code_t *code, const char *key, size_t width, int json)
+ctl_code_row(ctl_code_t *code, const char *key, const char *error,
+    size_t width, int json)
 {
     char        *name, *url, expires[CTL_TIME_LEN];
     size_t       len;
@@ -899,6 +895,10 @@ ctl_code_row(ctl_code_t *code, const char *key, size_t width, int json)
     len = strlen(text);
 
     ctl_code_judge(code);
+
+    if (error != NULL) {
+        snprintf(code->problem, sizeof(code->problem), "%.200s", error);
+    }
 
     /* nginx folds what it is asked, so it never looks at such a key */
 
@@ -1056,5 +1056,11 @@ ctl_code_drop(ctl_redis_t *r, ctl_code_t *code)
         rc = ctl_code_exec(r, 3);
     }
 
-    return rc == REFERRAL_AGAIN ? CTL_UNREACHABLE : rc;
+    if (rc == REFERRAL_AGAIN) {
+        ctl_error("code %s: others change it all the time, it was not "
+                  "removed: try again", code->name);
+        rc = CTL_UNREACHABLE;
+    }
+
+    return rc;
 }

@@ -349,9 +349,8 @@ ctl_db_file(ctl_migrations_t *m, const char *name)
     f = ctl_db_add(m);
     f->version = version;
 
-    snprintf(f->file, sizeof(f->file), "%s", name);
-    snprintf(f->name, sizeof(f->name), "%.*s",
-             (int) (strlen(name) - sizeof("0000_.sql") + 1), name + 5);
+    strcpy(f->file, name);
+    memcpy(f->name, name + 5, strlen(name) - (sizeof("0000_.sql") - 1));
     snprintf(path, sizeof(path), "%s/%s", m->dir, name);
 
     return ctl_db_read(f, path);

@@ -12,6 +12,7 @@
 #include "output.h"
 #include "token.h"
 
+#include <ctype.h>
 #include <errno.h>
 #include <locale.h>
 #include <signal.h>
@@ -104,8 +105,8 @@ static const ctl_command_t  ctl_commands[] = {
     { "journal", "export", "[STREAM]",
       "print every record as a line of JSON",
       CTL_JOURNAL|CTL_OPT_FROM, 0, 1, ctl_journal_export,
-      "Stream by stream, in the order of their numbers.  Absent values are\n"
-      "null.  What is damaged is said on stderr, and the exit code is 1.\n",
+      "Stream by stream, the oldest first, each in the order of its numbers\n"
+      "(--from counts in each).  Absent values are null.  What is damaged is said on stderr, and the exit code is 1.\n",
       "  referralctl journal export | jq -r .code | sort | uniq -c\n"
       "  referralctl journal export 0a1b2c --from 1000\n" },
 
@@ -380,8 +381,8 @@ ctl_help_command(const ctl_command_t *cmd)
     printf("Usage: referralctl %s %s%s%s [options]\n\n", cmd->noun, cmd->verb,
            cmd->operands[0] ? " " : "", cmd->operands);
 
-    printf("To %s.\n\n%s%sOptions:\n\n", cmd->summary, cmd->about,
-           cmd->about[0] ? "\n" : "");
+    printf("%c%s.\n\n%s%sOptions:\n\n", toupper((u_char) cmd->summary[0]),
+           cmd->summary + 1, cmd->about, cmd->about[0] ? "\n" : "");
 
     ctl_options_help(cmd->options);
 

@@ -204,25 +204,32 @@ ctl_redis_send(ctl_redis_t *r, int *rc, const char **words)
 redisReply *
 ctl_redis_read(ctl_redis_t *r, int *rc)
 {
-    void        *answer;
     redisReply  *reply;
 
-    answer = NULL;
+    reply = ctl_redis_reply(r, rc);
 
-    if (redisGetReply(r->c, &answer) != REDIS_OK || answer == NULL) {
-        *rc = ctl_redis_failed(r);
-        return NULL;
-    }
-
-    reply = answer;
-
-    if (reply->type == REDIS_REPLY_ERROR) {
+    if (reply != NULL && reply->type == REDIS_REPLY_ERROR) {
         *rc = ctl_redis_refused(r, reply->str);
         freeReplyObject(reply);
         return NULL;
     }
 
+    return reply;
+}
+
+
+redisReply *
+ctl_redis_reply(ctl_redis_t *r, int *rc)
+{
+    void  *reply;
+
+    reply = NULL;
     *rc = CTL_DONE;
+
+    if (redisGetReply(r->c, &reply) != REDIS_OK || reply == NULL) {
+        *rc = ctl_redis_failed(r);
+        return NULL;
+    }
 
     return reply;
 }

@@ -40,5 +40,8 @@ redisReply *ctl_redis_command(ctl_redis_t *r, int *rc, const char **words);
 int ctl_redis_send(ctl_redis_t *r, int *rc, const char **words);
 redisReply *ctl_redis_read(ctl_redis_t *r, int *rc);
 
+/* error replies are given to the caller, nothing is said about them */
+redisReply *ctl_redis_reply(ctl_redis_t *r, int *rc);
+
 
 #endif /* _CTL_REDIS_H_INCLUDED_ */
