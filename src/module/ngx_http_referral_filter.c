@@ -159,15 +159,18 @@ ngx_http_referral_filter_carried(ngx_http_request_t *r)
 
     last = h->value.data + h->value.len;
 
+    p = ngx_strlchr(h->value.data, last, '#');
+    if (p != NULL) {
+        last = p;
+    }
+
     p = ngx_strlchr(h->value.data, last, '?');
     if (p == NULL) {
         return 0;
     }
 
     rest.data = p + 1;
-
-    p = ngx_strlchr(rest.data, last, '#');
-    rest.len = (p == NULL ? last : p) - rest.data;
+    rest.len = last - rest.data;
 
     rscf = ngx_http_get_module_srv_conf(r, ngx_http_referral_module);
     names = rscf->params->elts;
