@@ -50,12 +50,12 @@ referral_ip_from_sockaddr(referral_ip_t *ip, const struct sockaddr *sa)
 }
 
 
-/* a network wider than ::ffff:0:0/96 is more than IPv4: it stays IPv6 */
+/* ip is masked: a network wider than ::ffff:0:0/96 does not look mapped */
 
 static void
 referral_ip_unmap(referral_ip_t *ip)
 {
-    if (ip->prefix < 96 || memcmp(ip->bytes, referral_ip_mapped, 12) != 0) {
+    if (memcmp(ip->bytes, referral_ip_mapped, 12) != 0) {
         return;
     }
 

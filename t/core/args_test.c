@@ -103,6 +103,13 @@ args_decodes(void **state)
         assert_memory_equal(buf, texts[i][1], len);
     }
 
+    /* digits behind the end are none of ours */
+
+    src = str("a%41");
+    src.len = 3;
+    assert_int_equal(referral_args_decode(buf, &src), 3);
+    assert_memory_equal(buf, "a%4", 3);
+
     src = str("a%00b");
     assert_int_equal(referral_args_decode(buf, &src), 3);
     assert_memory_equal(buf, "a\0b", 3);

@@ -144,6 +144,7 @@ utf8_cuts(void **state)
     assert_int_equal(referral_utf8_cut((u_char *) "\x80\x80\x80\x80", 4, 2),
                      2);
     assert_int_equal(referral_utf8_cut((u_char *) "\xe2\x82\x41", 3, 2), 2);
+    assert_int_equal(referral_utf8_cut((u_char *) "\xe2\x82\x41", 3, 1), 1);
     assert_int_equal(referral_utf8_cut(NULL, 0, 5), 0);
 }
 
