@@ -76,7 +76,7 @@ socket left open) or a process that does not go away fails the test.
 =head2 nginx
 
     $t->nginx(http => ..., server => ..., main => ..., events => ...,
-              cookie => 1, user => 'nobody', workers => 2, defaults => 0,
+              cookie => 1, user => 'www-data', workers => 2, defaults => 0,
               listen => 'http2 ...')
 
 writes nginx.conf and starts it.  In all texts (use q{}: variables of nginx
