@@ -928,7 +928,10 @@ sub records {
         return @records >= ($n // 0);
     }, $arg{timeout} // 5);
 
-    return sort { ($a->{id} // '') cmp ($b->{id} // '') } @records;
+    # a sort has no value in scalar context
+    @records = sort { ($a->{id} // '') cmp ($b->{id} // '') } @records;
+
+    return @records;
 }
 
 
