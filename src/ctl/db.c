@@ -223,7 +223,11 @@ ctl_db_dir(ctl_migrations_t *m, const ctl_options_t *o)
     ssize_t      n;
     struct stat  st;
 
-    static const char  *places[] = { "/../sql", "/../share/referral/sql" };
+    /* build/, build/asan/, bin/ */
+
+    static const char  *places[] = {
+        "/../sql", "/../../sql", "/../share/referral/sql"
+    };
 
     if (o->sql != NULL) {
         snprintf(m->dir, sizeof(m->dir), "%s", o->sql);
@@ -253,7 +257,9 @@ ctl_db_dir(ctl_migrations_t *m, const ctl_options_t *o)
         }
     }
 
-    return REFERRAL_DECLINED;
+    snprintf(m->dir, sizeof(m->dir), "%s", REFERRAL_SQLDIR);
+
+    return stat(m->dir, &st) == 0 ? REFERRAL_OK : REFERRAL_DECLINED;
 }
 
 
