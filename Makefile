@@ -42,8 +42,7 @@ PGINC     := -I$(shell pg_config --includedir 2>/dev/null || \
 WARN       = -Wall -Wextra -Wpointer-arith -Wno-unused-parameter -Werror
 
 SHARE      = $(PREFIX)/share/referral
-DEFINES    = -D_GNU_SOURCE -DREFERRAL_VERSION='"$(VERSION)"' \
-             -DREFERRAL_SQLDIR='"$(SHARE)/sql"'
+DEFINES    = -D_GNU_SOURCE -DREFERRAL_VERSION='"$(VERSION)"'
 
 ALL_CFLAGS = $(CPPFLAGS) $(CFLAGS) $(WARN) $(DEFINES) -Isrc/core
 LIBS       = -lcrypto -lpthread

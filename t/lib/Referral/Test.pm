@@ -180,6 +180,9 @@ sub new {
 
     my $root = top();
     my $build = $ENV{REFERRAL_BUILD} // "$root/build";
+    # referralctl looks beside build/, wherever that is here
+    $ENV{REFERRAL_SQL} //= "$root/sql";
+
     my $module = $ENV{REFERRAL_MODULE} // "$build/ngx_http_referral_module.so";
 
     my $self = bless {
