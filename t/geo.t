@@ -127,8 +127,8 @@ is(place('2001:db9::1'), '||', 'IPv6 that no database knows');
 
 my ($found, $missing) = (counter('found'), counter('missing'));
 
-place('192.0.2.1');
-place('233.252.0.1');
+$t->get('/r/GEO', headers => { 'X-Real-IP' => '192.0.2.1' });
+$t->get('/r/GEO', headers => { 'X-Real-IP' => '233.252.0.1' });
 
 is(counter('found') - $found, 1, 'found is counted');
 is(counter('missing') - $missing, 1, 'not found is counted');
@@ -251,7 +251,7 @@ is(place('192.0.2.200'), 'XX|Nowhere|', 'started without it');
 
 my $errors = counter('error');
 
-place('192.0.2.200');
+$t->get('/r/GEO', headers => { 'X-Real-IP' => '192.0.2.200' });
 is(counter('error') - $errors, 1, 'which is counted');
 
 $t->mmdb('asn.mmdb', {

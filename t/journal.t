@@ -126,7 +126,7 @@ SKIP: {
     chmod(02770, $shared);
     chmod(0755, $t->dir());
 
-    my %shared = (%conf, workers => 1, main => 'user www-data;',
+    my %shared = (%conf, workers => 1, user => 'www-data',
                   http => 'referral_journal %%DIR%%/shared segment=64k;');
 
     my $r = $t->nginx_test(%shared);
@@ -157,6 +157,8 @@ SKIP: {
 
 # full: clicks go on without an id, are counted, one log line a second
 
+mkdir("$t->{dir}/small") or die "small: $!\n";
+
 $t->reconfigure(%conf, workers => 1,
     http => 'referral_journal %%DIR%%/small size=256k segment=64k sync=off;');
 
@@ -176,9 +178,20 @@ for (1 .. 3000) {
 
 is($refused, 300, "the journal is full after $accepted clicks");
 cmp_ok($accepted, '>=', 400, 'not before its space is used');
+
+# the record of a page is shorter, a few may still fit
+
+my $page;
+
+for (1 .. 20) {
+    $page = $t->get('/?ref=CLICK');
+    last if $page->body() eq '';
+    $accepted++;
+}
+
 is(click(), '', 'a redirect has no click id then');
-is($t->get('/?ref=CLICK')->body(), '', 'nor a page');
-is($t->get('/?ref=CLICK')->status(), 200, 'which is served');
+is($page->body(), '', 'nor a page');
+is($page->status(), 200, 'which is served');
 cmp_ok(counter('dropped_total{reason="full"}'), '>=', 300,
        'the clicks are counted');
 
@@ -259,8 +272,9 @@ refused('%%DIR%%/none',
         qr{"\S+/none" does not exist.* install -d -m 2770 -o \S+ -g referral},
         'missing');
 refused('%%DIR%%/file', qr/"\S+file" is not a directory/, 'a file');
-refused('%%DIR%%/journal size=1m segment=256k', qr/size=1048576 is too small,
-        .* 2 \s worker .* 262144 \s bytes .* 2097152/x, 'size too small');
+refused('%%DIR%%/journal size=1m segment=256k', 
+        qr/size=1048576 is too small, 2 worker.* 262144 bytes .*need 2097152/,
+        'size too small');
 refused('%%DIR%%/journal size=x', qr/invalid parameter "size=x"/, 'size');
 refused('%%DIR%%/journal size=0', qr/invalid parameter "size=0"/, 'size 0');
 refused('%%DIR%%/journal segment=100000', qr/"segment=100000" must be a mult/,
@@ -286,7 +300,7 @@ SKIP: {
     chmod(0700, $private);
 
     refused('%%DIR%%/private', qr/cannot be written by the worker's user; /,
-            'not writable', main => 'user www-data;');
+            'not writable', user => 'www-data');
 
     # the user may stand after the http block
 
@@ -295,6 +309,7 @@ SKIP: {
 events { }
 http {
     referral_zone 1m;
+    referral_redis %%REDIS%%;
     referral_journal %%DIR%%/private segment=64k;
     server { listen 127.0.0.1:%%PORT%%; referral on; referral_cookie off; }
 }

@@ -985,7 +985,11 @@ sub mmdb {
         map_key_type_callback => sub { $types{$_[0]} // 'utf8_string' },
     );
 
-    for my $network (sort keys %$networks) {
+    # a network inserted later takes the place of those within it
+
+    my %bits = map { $_ => m{/(\d+)$} ? $1 : 128 } keys %$networks;
+
+    for my $network (sort { $bits{$a} <=> $bits{$b} } keys %$networks) {
         $tree->insert_network($network, $networks->{$network});
     }
 
