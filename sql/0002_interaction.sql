@@ -74,6 +74,22 @@ ALTER TABLE referral.interaction OWNER TO referral_partitions;
 GRANT INSERT ON referral.interaction TO referral_worker;
 
 
+-- The time inside a version 7 UUID; null for other versions.
+
+CREATE FUNCTION referral.uuid_time(id uuid) RETURNS timestamptz
+    LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+    SET search_path = pg_catalog, pg_temp
+    RETURN CASE WHEN substr(id::text, 15, 1) = '7' THEN
+               to_timestamp(('x0000' || translate(substr(id::text, 1, 13),
+                                                  '-', ''))::bit(64)::bigint
+                            / 1000.0)
+           END;
+
+REVOKE ALL ON FUNCTION referral.uuid_time(uuid) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION referral.uuid_time(uuid)
+    TO referral_worker, referral_app, referral_analyst;
+
+
 -- Makes the partition of one UTC day; true when it was not there before.
 -- ATTACH rather than CREATE ... PARTITION OF, which would wait for every
 -- writer.  No CHECK for the bounds: an empty table is scanned for nothing.
@@ -151,17 +167,24 @@ GRANT EXECUTE ON FUNCTION referral.partitions_ahead(int)
     TO referral_worker, referral_owner;
 
 
--- The partitions there are, with the day that their name says.
+-- The partitions there are, and tables of such a name that are detached.
+-- Those that expire are marked by the worker before it detaches them.
 
 CREATE VIEW referral.interaction_partition AS
     SELECT c.relname::text AS name,
            to_date(substr(c.relname, 13), 'YYYYMMDD') AS day,
-           i.inhdetachpending AS detaching,
+           i.inhrelid IS NOT NULL AS attached,
+           coalesce(i.inhdetachpending, false) AS detaching,
+           coalesce(obj_description(c.oid, 'pg_class') = 'expired', false)
+               AS expired,
            c.reltuples::bigint AS rows_estimated,
            pg_total_relation_size(c.oid) AS bytes
-        FROM pg_inherits i
-             JOIN pg_class c ON c.oid = i.inhrelid
-        WHERE i.inhparent = 'referral.interaction'::regclass
+        FROM pg_class c
+             LEFT JOIN pg_inherits i
+                 ON i.inhrelid = c.oid
+                    AND i.inhparent = 'referral.interaction'::regclass
+        WHERE c.relnamespace = 'referral'::regnamespace
+              AND c.relkind = 'r'
               AND c.relname ~ '^interaction_[0-9]{8}$';
 
 GRANT SELECT ON referral.interaction_partition

@@ -97,6 +97,28 @@ REVOKE ALL ON FUNCTION referral.plausible(timestamptz) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION referral.plausible(timestamptz) TO referral_worker;
 
 
+-- Whether this very record is in the database: the worker, who may not read
+-- interactions, asks when fewer records are on its disk than were committed.
+
+CREATE FUNCTION referral.recorded(of_stream int, number bigint, record_id uuid)
+    RETURNS boolean
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+    RETURN EXISTS (SELECT FROM referral.interaction i
+                       WHERE i.id = record_id
+                             AND i.occurred_at = referral.uuid_time(record_id)
+                             AND i.stream = of_stream AND i.seq = number)
+           OR EXISTS (SELECT FROM referral.quarantine q
+                          WHERE q.stream = of_stream AND q.seq = number
+                                AND q.data ->> 'id' = record_id::text)
+           OR EXISTS (SELECT FROM referral.dead_letter d
+                          WHERE d.stream = of_stream AND d.seq = number);
+
+REVOKE ALL ON FUNCTION referral.recorded(int, bigint, uuid) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION referral.recorded(int, bigint, uuid)
+    TO referral_worker;
+
+
 -- Takes quarantined records into interaction: those of one stream, or of all;
 -- those whose time has become plausible, or all that a partition can be made
 -- for when forced.  Returns how many moved.

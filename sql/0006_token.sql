@@ -39,22 +39,6 @@ CREATE TABLE referral.token_key (
 );
 
 
--- The time inside a version 7 UUID.
-
-CREATE FUNCTION referral.uuid_time(id uuid) RETURNS timestamptz
-    LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
-    SET search_path = pg_catalog, pg_temp
-    RETURN CASE WHEN substr(id::text, 15, 1) = '7' THEN
-               to_timestamp(('x0000' || translate(substr(id::text, 1, 13),
-                                                  '-', ''))::bit(64)::bigint
-                            / 1000.0)
-           END;
-
-REVOKE ALL ON FUNCTION referral.uuid_time(uuid) FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION referral.uuid_time(uuid)
-    TO referral_worker, referral_app, referral_analyst;
-
-
 -- reason is "valid", "malformed", "unknown-key", "forged" or "expired"; the
 -- other columns are set only for a valid token.  The age is that of the last
 -- click; a first touch older than max_age is replaced by the last one, as the

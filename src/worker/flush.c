@@ -1,0 +1,652 @@
+
+/*
+ * Copyright (C) The nginx referral module authors
+ */
+
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "cursor.h"
+#include "flush.h"
+#include "log.h"
+#include "row.h"
+
+
+#define REFERRAL_FLUSH_DAY    INT64_C(86400000)
+
+/* how often a missing partition is made before somebody must look */
+
+#define REFERRAL_FLUSH_TRIES  3
+
+
+#define REFERRAL_FLUSH_COPY                                                  \
+    "COPY referral.interaction (" REFERRAL_ROW_COLUMNS ")"                   \
+    " FROM STDIN (FORMAT binary)"
+
+
+static int referral_flush_commit(referral_flush_t *f,
+    referral_source_stream_t *st);
+static int referral_flush_transaction(referral_flush_t *f,
+    referral_source_stream_t *st, unsigned careful);
+static int referral_flush_begin(referral_flush_t *f);
+static int referral_flush_partitions(referral_flush_t *f);
+static int referral_flush_partition(referral_flush_t *f, int64_t day);
+static int referral_flush_known(const referral_flush_t *f, int64_t day);
+static int referral_flush_interactions(referral_flush_t *f, unsigned careful);
+static int referral_flush_bisect(referral_flush_t *f, size_t first, size_t n);
+static int referral_flush_rest(referral_flush_t *f,
+    referral_source_stream_t *st);
+static int referral_flush_end(referral_flush_t *f);
+static int referral_flush_memory(referral_flush_t *f);
+static void referral_flush_committed(referral_flush_t *f,
+    referral_source_stream_t *st);
+
+
+int
+referral_flush_init(referral_flush_t *f, referral_pg_t *pg, size_t rows)
+{
+    memset(f, 0, sizeof(referral_flush_t));
+
+    f->pg = pg;
+
+    return referral_batch_init(&f->batch, rows);
+}
+
+
+void
+referral_flush_free(referral_flush_t *f)
+{
+    referral_batch_free(&f->batch);
+    referral_buf_free(&f->slice);
+}
+
+
+void
+referral_flush_connected(referral_flush_t *f)
+{
+    size_t  i;
+
+    f->ndays = 0;
+
+    for (i = 0; i < f->source->nstreams; i++) {
+        f->source->streams[i]->loaded = 0;
+    }
+}
+
+
+int
+referral_flush_stream(referral_flush_t *f, referral_source_stream_t *st)
+{
+    int                 rc, last;
+    char                error[REFERRAL_ERROR_LEN];
+    referral_source_t  *src;
+
+    src = f->source;
+
+    if (st->aside || (st->loaded && st->ended)) {
+        return REFERRAL_AGAIN;
+    }
+
+    if (!st->loaded) {
+        rc = referral_cursor_load(f->pg, src, st);
+
+        if (rc != REFERRAL_OK) {
+            return rc == REFERRAL_ERROR ? REFERRAL_ERROR : REFERRAL_AGAIN;
+        }
+    }
+
+    last = REFERRAL_OK;
+
+    if (!st->placed) {
+        last = src->seek(src, st, st->seq + 1, error);
+    }
+
+    if (last == REFERRAL_OK) {
+        st->placed = 1;
+        last = referral_batch_read(&f->batch, src, st, error);
+
+    } else {
+        f->batch.n = 0;
+    }
+
+    if (last == REFERRAL_ERROR) {
+        if (!st->failing) {
+            referral_log(REFERRAL_LOG_ERROR, "journal-unreadable", error,
+                         "stream=%s", st->name);
+        }
+
+        st->failing = 1;
+        st->placed = 0;
+
+    } else {
+        st->failing = 0;
+    }
+
+    if (f->batch.n == 0) {
+        st->ended = last == REFERRAL_DONE;
+        return REFERRAL_AGAIN;
+    }
+
+    rc = referral_flush_commit(f, st);
+
+    if (rc != REFERRAL_OK) {
+        st->placed = 0;
+        return rc;
+    }
+
+    return last == REFERRAL_OK ? REFERRAL_OK : REFERRAL_AGAIN;
+}
+
+
+static int
+referral_flush_commit(referral_flush_t *f, referral_source_stream_t *st)
+{
+    int             rc;
+    unsigned        careful, tries;
+    referral_pg_t  *pg;
+
+    pg = f->pg;
+
+    if (st->stream == 0) {
+
+        if (referral_cursor_create(pg, st) != REFERRAL_OK) {
+            return REFERRAL_ERROR;
+        }
+
+        if (st->seq != 0) {
+            st->loaded = 0;
+            return REFERRAL_AGAIN;
+        }
+    }
+
+    careful = 0;
+    tries = 0;
+
+    for ( ;; ) {
+        f->copying = 0;
+
+        rc = referral_flush_transaction(f, st, careful);
+
+        if (rc == REFERRAL_OK) {
+            referral_flush_committed(f, st);
+            return REFERRAL_OK;
+        }
+
+        if (!referral_pg_connected(pg)
+            || (rc != REFERRAL_ERROR
+                && referral_pg_rollback(pg) != REFERRAL_OK))
+        {
+            return REFERRAL_ERROR;
+        }
+
+        if (rc == REFERRAL_DECLINED) {
+            referral_log(REFERRAL_LOG_WARN, "cursor-moved",
+                         "another process moved the cursor of this stream",
+                         "stream=%s seq=%llu", st->name,
+                         (unsigned long long) st->seq);
+            st->loaded = 0;
+            return REFERRAL_AGAIN;
+        }
+
+        if (rc == REFERRAL_AGAIN) {
+
+            /* outside the transaction: it would hold the creators' lock */
+
+            if (referral_flush_partitions(f) != REFERRAL_OK) {
+                return REFERRAL_ERROR;
+            }
+
+            continue;
+        }
+
+        if (pg->class == REFERRAL_PG_DATA && f->copying && !careful) {
+            referral_log(REFERRAL_LOG_WARN, "row-refused", pg->error,
+                         "stream=%s sqlstate=%s records=%zu", st->name,
+                         pg->sqlstate, f->batch.n);
+            careful = 1;
+
+        } else if (pg->class == REFERRAL_PG_PARTITION
+                   && ++tries <= REFERRAL_FLUSH_TRIES)
+        {
+            f->ndays = 0;
+
+        } else {
+            if (pg->class != REFERRAL_PG_RETRY) {
+                pg->class = REFERRAL_PG_ALARM;
+            }
+
+            return REFERRAL_ERROR;
+        }
+
+        if (referral_pg_rollback(pg) != REFERRAL_OK) {
+            return REFERRAL_ERROR;
+        }
+    }
+}
+
+
+/*
+ * REFERRAL_AGAIN: partitions must be made first; REFERRAL_DECLINED: the
+ * cursor has moved.  In both cases, and after an error, the transaction is
+ * still open.
+ */
+
+static int
+referral_flush_transaction(referral_flush_t *f, referral_source_stream_t *st,
+    unsigned careful)
+{
+    int                rc;
+    uint64_t           counts[4];
+    referral_item_t   *last;
+    referral_batch_t  *b;
+
+    b = &f->batch;
+
+    rc = referral_flush_begin(f);
+    if (rc != REFERRAL_OK) {
+        return rc;
+    }
+
+    if (referral_batch_encode(b, st->stream) != REFERRAL_OK) {
+        return referral_flush_memory(f);
+    }
+
+    last = &b->items[b->n - 1];
+
+    counts[0] = b->rows;
+    counts[1] = b->quarantined;
+    counts[2] = b->dead;
+    counts[3] = b->gap;
+
+    rc = referral_cursor_move(f->pg, st, last->last,
+                              last->has_id ? last->id : NULL, counts);
+    if (rc != REFERRAL_OK) {
+        return rc;
+    }
+
+    if (referral_flush_interactions(f, careful) != REFERRAL_OK
+        || referral_flush_rest(f, st) != REFERRAL_OK)
+    {
+        return REFERRAL_ERROR;
+    }
+
+    /* rows that were refused on the way are dead letters by now */
+
+    if (counts[0] != b->rows) {
+        char  sql[160];
+
+        snprintf(sql, sizeof(sql),
+                 "UPDATE referral.ingest_cursor SET rows = rows - %llu,"
+                 " dead = dead + %llu WHERE stream = %d",
+                 (unsigned long long) (counts[0] - b->rows),
+                 (unsigned long long) (counts[0] - b->rows),
+                 (int) st->stream);
+
+        if (referral_pg_query(f->pg, sql, 0, NULL, NULL) != REFERRAL_OK) {
+            return REFERRAL_ERROR;
+        }
+    }
+
+    return referral_flush_end(f);
+}
+
+
+static int
+referral_flush_begin(referral_flush_t *f)
+{
+    size_t     i;
+    uint64_t   now;
+    PGresult  *res;
+
+    if (referral_pg_query(f->pg, "BEGIN ISOLATION LEVEL READ COMMITTED;"
+                          "SELECT (extract(epoch FROM now())"
+                          "        * 1000)::bigint", 0, NULL, &res)
+        != REFERRAL_OK)
+    {
+        return REFERRAL_ERROR;
+    }
+
+    now = strtoull(PQgetvalue(res, 0, 0), NULL, 10);
+    PQclear(res);
+
+    referral_batch_judge(&f->batch, now);
+
+    for (i = 0; i < f->batch.n; i++) {
+        if (f->batch.items[i].kind == REFERRAL_ITEM_ROW
+            && !referral_flush_known(f, f->batch.items[i].occurred
+                                        / REFERRAL_FLUSH_DAY))
+        {
+            return REFERRAL_AGAIN;
+        }
+    }
+
+    return REFERRAL_OK;
+}
+
+
+static int
+referral_flush_partitions(referral_flush_t *f)
+{
+    size_t            i;
+    int64_t           day;
+    referral_item_t  *item;
+
+    for (i = 0; i < f->batch.n; i++) {
+        item = &f->batch.items[i];
+
+        if (item->kind != REFERRAL_ITEM_ROW) {
+            continue;
+        }
+
+        day = item->occurred / REFERRAL_FLUSH_DAY;
+
+        if (!referral_flush_known(f, day)
+            && referral_flush_partition(f, day) != REFERRAL_OK)
+        {
+            return REFERRAL_ERROR;
+        }
+    }
+
+    return REFERRAL_OK;
+}
+
+
+static int
+referral_flush_partition(referral_flush_t *f, int64_t day)
+{
+    char         text[32];
+    time_t       sec;
+    struct tm    tm;
+    PGresult    *res;
+    const char  *values[1];
+
+    sec = day * 86400;
+    gmtime_r(&sec, &tm);
+    strftime(text, sizeof(text), "%Y-%m-%d", &tm);
+
+    values[0] = text;
+
+    if (referral_pg_query(f->pg, "SELECT referral.partition_ensure($1::date)",
+                          1, values, &res)
+        != REFERRAL_OK)
+    {
+        return REFERRAL_ERROR;
+    }
+
+    if (PQgetvalue(res, 0, 0)[0] == 't') {
+        referral_log(REFERRAL_LOG_INFO, "partition-made", NULL, "day=%s",
+                     text);
+    }
+
+    PQclear(res);
+
+    /* the oldest knowledge goes when days are many */
+
+    if (f->ndays == REFERRAL_FLUSH_DAYS) {
+        f->ndays--;
+        memmove(f->days, f->days + 1, f->ndays * sizeof(int64_t));
+    }
+
+    f->days[f->ndays++] = day;
+
+    return REFERRAL_OK;
+}
+
+
+/* clicks come in order: the day asked for is nearly always the last one */
+
+static int
+referral_flush_known(const referral_flush_t *f, int64_t day)
+{
+    size_t  i;
+
+    for (i = f->ndays; i > 0; i--) {
+        if (f->days[i - 1] == day) {
+            return 1;
+        }
+    }
+
+    return 0;
+}
+
+
+static int
+referral_flush_interactions(referral_flush_t *f, unsigned careful)
+{
+    if (f->batch.rows == 0) {
+        return REFERRAL_OK;
+    }
+
+    if (careful) {
+        return referral_flush_bisect(f, 0, f->batch.n);
+    }
+
+    if (referral_pg_copy(f->pg, REFERRAL_FLUSH_COPY, f->batch.interaction.data,
+                         f->batch.interaction.len)
+        != REFERRAL_OK)
+    {
+        f->copying = 1;
+        return REFERRAL_ERROR;
+    }
+
+    return REFERRAL_OK;
+}
+
+
+/*
+ * Rows that were accepted stay, under their savepoint, while the rest is
+ * tried: so a row that only collides with another of the batch is found too.
+ * One bad row among n costs about 2 log2(n) statements.
+ */
+
+static int
+referral_flush_bisect(referral_flush_t *f, size_t first, size_t n)
+{
+    char              state[6], message[REFERRAL_ERROR_LEN];
+    referral_item_t  *item;
+
+    item = &f->batch.items[first];
+
+    if (n == 0 || (n == 1 && item->kind != REFERRAL_ITEM_ROW)) {
+        return REFERRAL_OK;
+    }
+
+    if (referral_batch_slice(&f->batch, first, n, &f->slice) != REFERRAL_OK) {
+        return referral_flush_memory(f);
+    }
+
+    if (referral_pg_query(f->pg, "SAVEPOINT slice", 0, NULL, NULL)
+        != REFERRAL_OK)
+    {
+        return REFERRAL_ERROR;
+    }
+
+    if (referral_pg_copy(f->pg, REFERRAL_FLUSH_COPY, f->slice.data,
+                         f->slice.len)
+        == REFERRAL_OK)
+    {
+        return referral_pg_query(f->pg, "RELEASE slice", 0, NULL, NULL);
+    }
+
+    if (!referral_pg_connected(f->pg) || f->pg->class != REFERRAL_PG_DATA) {
+        return REFERRAL_ERROR;
+    }
+
+    memcpy(state, f->pg->sqlstate, sizeof(state));
+    memcpy(message, f->pg->error, sizeof(message));
+
+    if (referral_pg_query(f->pg, "ROLLBACK TO slice; RELEASE slice", 0, NULL,
+                          NULL)
+        != REFERRAL_OK)
+    {
+        return REFERRAL_ERROR;
+    }
+
+    if (n == 1) {
+        referral_log(REFERRAL_LOG_ERROR, "dead-letter", message,
+                     "sqlstate=%s seq=%llu", state,
+                     (unsigned long long) item->number);
+        referral_batch_refuse(&f->batch, item, state, message);
+        return REFERRAL_OK;
+    }
+
+    if (referral_flush_bisect(f, first, n / 2) != REFERRAL_OK) {
+        return REFERRAL_ERROR;
+    }
+
+    return referral_flush_bisect(f, first + n / 2, n - n / 2);
+}
+
+
+static int
+referral_flush_rest(referral_flush_t *f, referral_source_stream_t *st)
+{
+    referral_batch_t  *b;
+
+    b = &f->batch;
+
+    if (referral_batch_encode_rest(b, st->stream) != REFERRAL_OK) {
+        return referral_flush_memory(f);
+    }
+
+    if (b->rows
+        && referral_pg_copy(f->pg, "COPY referral.counter_delta (program_id,"
+                            " referrer_id, code, day, type, verdict, kind, n)"
+                            " FROM STDIN (FORMAT binary)",
+                            b->delta.data, b->delta.len)
+           != REFERRAL_OK)
+    {
+        return REFERRAL_ERROR;
+    }
+
+    if (b->dead
+        && referral_pg_copy(f->pg, "COPY referral.dead_letter (stream, seq,"
+                            " reason, detail, record)"
+                            " FROM STDIN (FORMAT binary)",
+                            b->dead_letter.data, b->dead_letter.len)
+           != REFERRAL_OK)
+    {
+        return REFERRAL_ERROR;
+    }
+
+    if (b->quarantined
+        && referral_pg_copy(f->pg, "COPY referral.quarantine (stream, seq,"
+                            " reason, record, data)"
+                            " FROM STDIN (FORMAT binary)",
+                            b->quarantine.data, b->quarantine.len)
+           != REFERRAL_OK)
+    {
+        return REFERRAL_ERROR;
+    }
+
+    if (b->gap
+        && referral_pg_copy(f->pg, "COPY referral.ingest_gap (stream,"
+                            " from_seq, to_seq, reason)"
+                            " FROM STDIN (FORMAT binary)",
+                            b->ingest_gap.data, b->ingest_gap.len)
+           != REFERRAL_OK)
+    {
+        return REFERRAL_ERROR;
+    }
+
+    return REFERRAL_OK;
+}
+
+
+/* COMMIT of a transaction that failed is no error: it answers ROLLBACK */
+
+static int
+referral_flush_end(referral_flush_t *f)
+{
+    int        rc;
+    PGresult  *res;
+
+    if (referral_pg_query(f->pg, "COMMIT", 0, NULL, &res) != REFERRAL_OK) {
+        return REFERRAL_ERROR;
+    }
+
+    rc = REFERRAL_OK;
+
+    if (strcmp(PQcmdStatus(res), "COMMIT") != 0) {
+        snprintf(f->pg->error, sizeof(f->pg->error),
+                 "COMMIT was answered by \"%.64s\"", PQcmdStatus(res));
+        snprintf(f->pg->sqlstate, sizeof(f->pg->sqlstate), "25P02");
+        f->pg->class = REFERRAL_PG_ALARM;
+        rc = REFERRAL_ERROR;
+    }
+
+    PQclear(res);
+
+    return rc;
+}
+
+
+static int
+referral_flush_memory(referral_flush_t *f)
+{
+    snprintf(f->pg->error, sizeof(f->pg->error), "out of memory here");
+    snprintf(f->pg->sqlstate, sizeof(f->pg->sqlstate), "53200");
+    f->pg->class = REFERRAL_PG_RETRY;
+
+    return REFERRAL_ERROR;
+}
+
+
+static void
+referral_flush_committed(referral_flush_t *f, referral_source_stream_t *st)
+{
+    size_t             i;
+    referral_item_t   *item;
+    referral_batch_t  *b;
+
+    b = &f->batch;
+    item = &b->items[b->n - 1];
+
+    st->seq = item->last;
+    st->has_last_id = item->has_id;
+    memcpy(st->last_id, item->id, REFERRAL_UUID_LEN);
+    st->dirty = 1;
+
+    f->stat.batches++;
+    f->stat.rows += b->rows;
+    f->stat.quarantined += b->quarantined;
+    f->stat.dead += b->dead;
+    f->stat.gap += b->gap;
+
+    if (item->has_id) {
+        f->newest = item->occurred;
+    }
+
+    referral_log(REFERRAL_LOG_DEBUG, "batch", NULL,
+                 "stream=%s seq=%llu rows=%llu", st->name,
+                 (unsigned long long) st->seq, (unsigned long long) b->rows);
+
+    if (b->quarantined) {
+        referral_log(REFERRAL_LOG_WARN, "quarantine",
+                     "records whose time can not be right: see "
+                     "referral.quarantine, referral.requeue()",
+                     "stream=%s records=%llu", st->name,
+                     (unsigned long long) b->quarantined);
+    }
+
+    for (i = 0; i < b->n; i++) {
+        item = &b->items[i];
+
+        if (item->kind == REFERRAL_ITEM_GAP) {
+            referral_log(REFERRAL_LOG_ERROR, "gap", item->reason,
+                         "stream=%s from=%llu to=%llu", st->name,
+                         (unsigned long long) item->number,
+                         (unsigned long long) item->last);
+
+        } else if (item->kind == REFERRAL_ITEM_DEAD && item->payload
+                   && !item->has_id)
+        {
+            referral_log(REFERRAL_LOG_ERROR, "dead-letter", item->detail,
+                         "sqlstate=- stream=%s seq=%llu", st->name,
+                         (unsigned long long) item->number);
+        }
+    }
+}

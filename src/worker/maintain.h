@@ -1,0 +1,31 @@
+
+/*
+ * Copyright (C) The nginx referral module authors
+ *
+ * Regular work in Postgres: partitions ahead, folding of counters, and the
+ * end of old partitions.
+ */
+
+
+#ifndef _REFERRAL_MAINTAIN_H_INCLUDED_
+#define _REFERRAL_MAINTAIN_H_INCLUDED_
+
+
+#include "pg.h"
+
+
+typedef struct {
+    uint64_t             partitions;       /* when each is due, monotonic ms */
+    uint64_t             housekeeping;
+    uint64_t             retention;
+} referral_maintain_t;
+
+
+/* all is due at once after a connection was made */
+void referral_maintain_connected(referral_maintain_t *m);
+
+/* does what is due; REFERRAL_ERROR: Postgres failed */
+int referral_maintain(referral_maintain_t *m, referral_pg_t *pg);
+
+
+#endif /* _REFERRAL_MAINTAIN_H_INCLUDED_ */
