@@ -304,8 +304,9 @@ SKIP: {
 
     # the user may stand after the http block
 
-    my $r = $t->nginx_test(conf => <<'END');
-%%GLOBALS%%
+    (my $globals = $t->expand('%%GLOBALS%%')) =~ s/^\s*user .*//m;
+
+    my $r = $t->nginx_test(conf => $globals . <<'END');
 events { }
 http {
     referral_zone 1m;
