@@ -102,6 +102,10 @@ ngx_http_referral_lookup(ngx_http_referral_ctx_t *ctx)
 
     lookup = &ngx_http_referral_lookups;
 
+    /* a path's code may follow a parameter's */
+
+    ctx->rule = NULL;
+
     refresh = 0;
 
     rc = ngx_http_referral_lookup_zone(ctx, &refresh);
