@@ -231,7 +231,7 @@ ngx_http_referral_zone_set(ngx_http_referral_zone_conf_t *zcf,
     zc->base.node.key = hash;
     zc->fetched = now;
     zc->touched = (uint32_t) now;
-    zc->refreshed = (uint32_t) now;
+    zc->refreshed = (uint32_t) now - NGX_HTTP_REFERRAL_ZONE_REFRESH;
     zc->code_len = (uint8_t) code->len;
     zc->absent = (rule == NULL);
 
