@@ -69,6 +69,7 @@ static int ctl_db_apply(PGconn *pg, const ctl_migrations_t *m,
 static int ctl_db_seal(PGconn *pg, ctl_migrations_t *m);
 static void ctl_db_report(const ctl_migrations_t *m, size_t applied,
     int json);
+static void ctl_db_table(const ctl_migrations_t *m);
 static json_t *ctl_db_json(const ctl_migrations_t *m);
 static void ctl_db_free(ctl_migrations_t *m);
 
@@ -150,18 +151,7 @@ ctl_db_status(ctl_options_t *o)
     int               rc;
     size_t            i;
     PGconn           *pg;
-    const char       *texts[4];
-    char              version[16];
-    ctl_table_t       table;
-    ctl_migration_t  *f;
     ctl_migrations_t  m;
-
-    static const ctl_column_t  columns[] = {
-        { "VERSION", 1 },
-        { "NAME", 0 },
-        { "STATE", 0 },
-        { "APPLIED (UTC)", 0 }
-    };
 
     rc = ctl_db_load(&m, o);
 
@@ -181,21 +171,10 @@ ctl_db_status(ctl_options_t *o)
         return rc;
     }
 
-    ctl_table_init(&table, columns, sizeof(columns) / sizeof(columns[0]));
-
     for (i = 0; i < m.n; i++) {
-
-        f = &m.list[i];
-        snprintf(version, sizeof(version), "%d", f->version);
-
-        texts[0] = version;
-        texts[1] = f->name;
-        texts[2] = ctl_db_states[f->state];
-        texts[3] = f->applied_at;
-
-        ctl_table_row(&table, texts);
-
-        if (f->state != CTL_DB_APPLIED && f->state != CTL_DB_UNCHECKED) {
+        if (m.list[i].state != CTL_DB_APPLIED
+            && m.list[i].state != CTL_DB_UNCHECKED)
+        {
             rc = CTL_FOUND;
         }
     }
@@ -204,12 +183,47 @@ ctl_db_status(ctl_options_t *o)
         ctl_json_print(ctl_db_json(&m));
 
     } else {
-        ctl_table_print(&table);
+        ctl_db_table(&m);
     }
 
     ctl_db_free(&m);
 
     return rc;
+}
+
+
+static void
+ctl_db_table(const ctl_migrations_t *m)
+{
+    char              version[16];
+    size_t            i;
+    const char       *texts[4];
+    ctl_table_t       table;
+    ctl_migration_t  *f;
+
+    static const ctl_column_t  columns[] = {
+        { "VERSION", 1 },
+        { "NAME", 0 },
+        { "STATE", 0 },
+        { "APPLIED (UTC)", 0 }
+    };
+
+    ctl_table_init(&table, columns, sizeof(columns) / sizeof(columns[0]));
+
+    for (i = 0; i < m->n; i++) {
+
+        f = &m->list[i];
+        snprintf(version, sizeof(version), "%d", f->version);
+
+        texts[0] = version;
+        texts[1] = f->name;
+        texts[2] = ctl_db_states[f->state];
+        texts[3] = f->applied_at;
+
+        ctl_table_row(&table, texts);
+    }
+
+    ctl_table_print(&table);
 }
 
 

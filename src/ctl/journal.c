@@ -31,6 +31,8 @@ static void ctl_journal_hole(referral_stream_t *s,
     ctl_journal_sum_t *sum);
 static void ctl_journal_end(const ctl_journal_t *j, referral_stream_t *s,
     const ctl_journal_walk_t *w, ctl_journal_sum_t *sum);
+static void ctl_journal_files(referral_stream_t *s,
+    const ctl_journal_walk_t *w, ctl_journal_sum_t *sum);
 static int ctl_journal_torn(const ctl_journal_t *j, referral_stream_t *s,
     ctl_segment_t *seg, const char *name);
 static void ctl_journal_problem(referral_stream_t *s,
@@ -234,24 +236,31 @@ static void
 ctl_journal_begin(const ctl_journal_t *j, referral_stream_t *s,
     uint64_t *from, const ctl_journal_walk_t *w, ctl_journal_sum_t *sum)
 {
-    int       rc;
-    char      error[REFERRAL_ERROR_LEN];
+    int       lost;
+    char      path[PATH_MAX], error[REFERRAL_ERROR_LEN];
     uint64_t  first;
 
-    rc = referral_position_load(s, &sum->pos, error);
+    lost = 0;
 
-    if (rc != REFERRAL_OK) {
+    if (referral_position_load(s, &sum->pos, error) != REFERRAL_OK) {
+
         memset(&sum->pos, 0, sizeof(referral_position_t));
+        snprintf(path, sizeof(path), "%s/%s/%s", j->path, s->name,
+                 REFERRAL_STREAM_STATE);
 
-        if (rc == REFERRAL_ERROR && *from == 0) {
+        /* it is absent until a worker has committed something */
+
+        lost = (access(path, F_OK) == 0);
+
+        if (lost && *from == 0) {
             ctl_journal_problem(s, w, sum, REFERRAL_STREAM_STATE, 0, 0, 0,
-                                error);
+                                "the saved position can not be read");
         }
     }
 
     first = s->nused ? s->segments[0].first : 1;
 
-    if (*from == 0 && first > sum->pos.freed + 1) {
+    if (*from == 0 && !lost && first > sum->pos.freed + 1) {
         ctl_journal_problem(s, w, sum, "", 0, sum->pos.freed + 1, first - 1,
                             "the files are gone though nothing says that "
                             "they were freed");
@@ -296,6 +305,7 @@ ctl_journal_hole(referral_stream_t *s, const referral_frame_t *frame,
     const ctl_journal_walk_t *w, ctl_journal_sum_t *sum)
 {
     char                 error[REFERRAL_ERROR_LEN];
+    char                 text[REFERRAL_ERROR_LEN];
     uint64_t             first;
     referral_position_t  pos;
 
@@ -320,8 +330,42 @@ ctl_journal_hole(referral_stream_t *s, const referral_frame_t *frame,
     sum->last = frame->last;
 
     ctl_journal_problem(s, w, sum, frame->segment, frame->offset, first,
-                        frame->last,
-                        frame->problem[0] ? frame->problem : "missing");
+                        frame->last, ctl_journal_reason(s, frame, text));
+}
+
+
+/*
+ * The reader's sentence names numbers and place too, which stand beside it
+ * here: "records A to B are not there: REASON in "FILE" at OFFSET".
+ */
+
+const char *
+ctl_journal_reason(const referral_stream_t *s, const referral_frame_t *frame,
+    char *text)
+{
+    char        *p;
+    size_t       i;
+    const char  *reason;
+
+    for (i = 0; i < s->nsegments; i++) {
+        if (strcmp(s->segments[i].name, frame->segment) == 0
+            && s->segments[i].size <= frame->offset)
+        {
+            return "the file ends here: it was cut, or the next one is gone";
+        }
+    }
+
+    reason = strstr(frame->problem, ": ");
+    snprintf(text, REFERRAL_ERROR_LEN, "%s",
+             reason ? reason + 2 : "not there");
+
+    p = strstr(text, " in \"");
+
+    if (p != NULL) {
+        *p = '\0';
+    }
+
+    return text;
 }
 
 
@@ -345,22 +389,52 @@ ctl_journal_end(const ctl_journal_t *j, referral_stream_t *s,
         sum->last = sum->pos.seq;
     }
 
+    ctl_journal_files(s, w, sum);
+
     if (s->nused == 0) {
         return;
     }
 
     last = &s->segments[s->nused - 1];
 
-    if (last->damaged) {
-        ctl_journal_problem(s, w, sum, last->name, 0, 0, 0,
-                            "the header is damaged, nothing in this file "
-                            "can be read");
-        return;
-    }
-
-    if (ctl_journal_torn(j, s, &seg, last->name)) {
+    if (last->header.salt && ctl_journal_torn(j, s, &seg, last->name)) {
         ctl_journal_problem(s, w, sum, last->name, seg.end, 0, 0,
                             "a damaged or cut record ends the stream");
+    }
+}
+
+
+static void
+ctl_journal_files(referral_stream_t *s, const ctl_journal_walk_t *w,
+    ctl_journal_sum_t *sum)
+{
+    size_t               i;
+    const char          *text;
+    referral_segment_t  *seg;
+
+    for (i = 0; i < s->nsegments; i++) {
+
+        seg = &s->segments[i];
+
+        if (!seg->damaged) {
+            continue;
+        }
+
+        if (!seg->used) {
+            text = "no segment of this stream, or its header is damaged";
+
+        } else if (seg->header.salt) {
+            text = "the begin block is damaged, the records are read "
+                   "nevertheless";
+
+        } else if (i == s->nused - 1) {
+            text = "the header is damaged, nothing in this file can be read";
+
+        } else {
+            continue;                      /* a hole says it, with numbers */
+        }
+
+        ctl_journal_problem(s, w, sum, seg->name, 0, 0, 0, text);
     }
 }
 

@@ -87,6 +87,10 @@ int ctl_journal_walk(const ctl_journal_t *j, referral_stream_t *s,
 void ctl_journal_complain(void *data, referral_stream_t *s,
     const ctl_journal_problem_t *problem);
 
+/* why records are not there; text has REFERRAL_ERROR_LEN bytes */
+const char *ctl_journal_reason(const referral_stream_t *s,
+    const referral_frame_t *frame, char *text);
+
 const char *ctl_journal_state(const referral_stream_t *s);
 
 /* the newest header that tells edge and pid, or NULL */

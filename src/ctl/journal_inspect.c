@@ -241,8 +241,8 @@ ctl_inspect_problem(void *data, referral_stream_t *s,
     ctx = data;
 
     if (problem->first) {
-        text = json_sprintf("%s at %" PRIu64 ": records %" PRIu64 " to %"
-                            PRIu64 ": %s",
+        text = json_sprintf("%s at %" PRIu64 ": %" PRIu64 " to %" PRIu64
+                            ": %s",
                             problem->segment[0] ? problem->segment : "stream",
                             problem->offset, problem->first, problem->last,
                             problem->text);

@@ -204,7 +204,7 @@ ctl_tail_hole(ctl_tail_t *t, referral_stream_t *s,
     problem.offset = frame->offset;
     problem.first = frame->number;
     problem.last = frame->last;
-    problem.text = text[0] ? text : "missing";
+    problem.text = text;
 
     ctl_journal_complain(&t->journal, s, &problem);
 }
@@ -364,7 +364,8 @@ ctl_tail_read(ctl_tail_t *t, referral_stream_t *s, ctl_tail_stream_t *seen)
         rc = referral_stream_next(s, &frame, error);
 
         if (rc == REFERRAL_HOLE) {
-            ctl_tail_hole(t, s, &frame, frame.problem);
+            ctl_tail_hole(t, s, &frame,
+                          ctl_journal_reason(s, &frame, error));
             continue;
         }
 

@@ -79,7 +79,8 @@ ctl_record_json(const char *stream, uint64_t number,
     json_object_set_new(json, "program_id", ctl_json_id(rec->program_id));
     json_object_set_new(json, "referrer_id", ctl_json_id(rec->referrer_id));
     json_object_set_new(json, "version",
-                        ctl_json_id((int64_t) rec->version));
+                        ctl_json_id(rec->version <= INT64_MAX
+                                    ? (int64_t) rec->version : INT64_MAX));
     json_object_set_new(json, "signals", ctl_record_signals(rec->signals));
     json_object_set_new(json, "visitor",
               rec->has_visitor ? ctl_record_uuid(rec->visitor) : json_null());

@@ -180,6 +180,13 @@ main(int argc, char **argv)
 
     referral_writer_close(ctx.writer);
 
+    free(ctx.ua.data);
+    free(ctx.city.data);
+    free(ctx.path.data);
+    free(ctx.destination.data);
+    free(ctx.country.data);
+    free(ctx.arg.data);
+
     return rc == REFERRAL_OK ? 0 : 1;
 }
 
@@ -189,6 +196,8 @@ write_text(referral_str_t *s, const char *text)
 {
     u_char  *p;
     char     hex[3];
+
+    free(s->data);
 
     s->data = malloc(strlen(text) + 1);
     if (s->data == NULL) {
@@ -449,7 +458,8 @@ write_record(write_ctx_t *ctx)
         return REFERRAL_ERROR;
     }
 
-    write_text(&rec.type, ctx->type);
+    rec.type.data = (u_char *) ctx->type;
+    rec.type.len = strlen(ctx->type);
     rec.verdict = ctx->verdict;
     rec.via = ctx->via;
     rec.cache = REFERRAL_CACHE_HIT;
@@ -480,12 +490,10 @@ write_record(write_ctx_t *ctx)
     p = write_reserve(ctx, referral_record_size(&rec));
 
     if (p == NULL) {
-        free(rec.type.data);
         return REFERRAL_DECLINED;
     }
 
     len = referral_record_encode(&rec, p);
-    free(rec.type.data);
 
     ctx->made++;
 
