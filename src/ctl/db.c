@@ -271,9 +271,7 @@ ctl_db_dir(ctl_migrations_t *m, const ctl_options_t *o)
         }
     }
 
-    snprintf(m->dir, sizeof(m->dir), "%s", REFERRAL_SQLDIR);
-
-    return stat(m->dir, &st) == 0 ? REFERRAL_OK : REFERRAL_DECLINED;
+    return REFERRAL_DECLINED;
 }
 
 

@@ -353,7 +353,7 @@ ctl_json_write(json_t *json, size_t flags)
 {
     char      *text;
     size_t     n;
-    u_char    *p;
+    u_char    *p, *run;
     unsigned   c;
 
     text = json_dumps(json, flags);
@@ -364,18 +364,26 @@ ctl_json_write(json_t *json, size_t flags)
         exit(1);
     }
 
-    for (p = (u_char *) text; *p != '\0'; p += n) {
+    run = (u_char *) text;
+
+    for (p = run; *p != '\0'; p += n) {
+
+        n = 1;
+
+        if (*p < 0x7f) {
+            continue;
+        }
 
         c = ctl_utf8_char(p, &n);
 
-        if (c == 0x7f || (c >= 0x80 && ctl_hidden(c))) {
+        if (c == 0x7f || ctl_hidden(c)) {
+            (void) fwrite(run, 1, p - run, stdout);
             printf("\\u%04x", c);
-
-        } else {
-            (void) fwrite(p, 1, n, stdout);
+            run = p + n;
         }
     }
 
+    (void) fwrite(run, 1, p - run, stdout);
     (void) putchar('\n');
     free(text);
 }
