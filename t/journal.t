@@ -81,6 +81,8 @@ push @accepted, click() for 1 .. 10;
 ok((grep { !$before{$_} } streams()), 'a reload makes new streams');
 all_there('reload');
 
+$t->wait_for(sub { my @pids = $t->workers(); return @pids == 2; }, 5);
+
 for my $round (1 .. 3) {
     push @accepted, click() for 1 .. 10;
     $t->kill_worker(($t->workers())[0]);

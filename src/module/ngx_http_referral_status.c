@@ -177,8 +177,16 @@ ngx_http_referral_status_handler(ngx_http_request_t *r)
     p = ngx_http_referral_status_requests(p, last, &sum);
     p = ngx_http_referral_status_counters(p, last, &sum);
     p = ngx_http_referral_status_tokens(p, last, &sum);
-    p = ngx_http_referral_status_zone(p, last, rmcf->zone);
-    p = ngx_http_referral_status_journal(p, last, rmcf->journal);
+
+    /* no server may have the module on */
+
+    if (rmcf->zone) {
+        p = ngx_http_referral_status_zone(p, last, rmcf->zone);
+    }
+
+    if (rmcf->journal) {
+        p = ngx_http_referral_status_journal(p, last, rmcf->journal);
+    }
 
     b->last = p;
     b->last_buf = (r == r->main) ? 1 : 0;
@@ -362,10 +370,6 @@ ngx_http_referral_status_journal(u_char *p, u_char *last,
 {
     referral_writer_t       *w;
     referral_writer_stat_t   stat;
-
-    if (jcf == NULL) {
-        return p;
-    }
 
     p = ngx_http_referral_status_gauge(p, last, "journal_limit_bytes",
                                        "The size given to the journal.",
