@@ -42,7 +42,8 @@ PGINC     := -I$(shell pg_config --includedir 2>/dev/null || \
 WARN       = -Wall -Wextra -Wpointer-arith -Wno-unused-parameter -Werror
 
 SHARE      = $(PREFIX)/share/referral
-DEFINES    = -D_GNU_SOURCE -DREFERRAL_VERSION='"$(VERSION)"'
+DEFINES    = -D_GNU_SOURCE -DREFERRAL_VERSION='"$(VERSION)"' \
+             -DREFERRAL_SQLDIR='"$(SHARE)/sql"'
 
 ALL_CFLAGS = $(CPPFLAGS) $(CFLAGS) $(WARN) $(DEFINES) -Isrc/core
 LIBS       = -lcrypto -lpthread
