@@ -79,7 +79,8 @@ GRANT INSERT ON referral.interaction TO referral_worker;
 CREATE FUNCTION referral.uuid_time(id uuid) RETURNS timestamptz
     LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
     SET search_path = pg_catalog, pg_temp
-    RETURN CASE WHEN substr(id::text, 15, 1) = '7' THEN
+    RETURN CASE WHEN substr(id::text, 15, 1) = '7'
+                     AND substr(id::text, 20, 1) IN ('8', '9', 'a', 'b') THEN
                to_timestamp(('x0000' || translate(substr(id::text, 1, 13),
                                                   '-', ''))::bit(64)::bigint
                             / 1000.0)

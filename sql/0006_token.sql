@@ -69,10 +69,14 @@ BEGIN
     valid := false;
     reason := 'malformed';
 
+    -- clicks are version 7 UUIDs; the last of 22 base64url characters has two
+    -- bits of the mac, and its other four are zero
+
     IF token IS NULL OR octet_length(token) > 400 OR token COLLATE "C" !~
-           ('^v1\.[A-Za-z0-9_-]{1,16}\.[A-Z0-9_-]{1,64}\.[0-9a-f]{32}'
-            '\.[A-Z0-9_-]{1,64}\.[0-9a-f]{32}\.([0-9a-f]{32})?'
-            '\.[A-Za-z0-9_-]{22}$')
+           ('^v1\.[A-Za-z0-9_-]{1,16}'
+            '\.[A-Z0-9_-]{1,64}\.[0-9a-f]{12}7[0-9a-f]{3}[89ab][0-9a-f]{15}'
+            '\.[A-Z0-9_-]{1,64}\.[0-9a-f]{12}7[0-9a-f]{3}[89ab][0-9a-f]{15}'
+            '\.([0-9a-f]{32})?\.[A-Za-z0-9_-]{21}[AQgw]$')
     THEN
         RETURN;
     END IF;
@@ -103,10 +107,6 @@ BEGIN
            referral.uuid_time(part[6]::uuid) AS last_at
         INTO touch;
 
-    IF touch.first_at IS NULL OR touch.last_at IS NULL THEN
-        RETURN;
-    END IF;
-
     IF touch.last_at > now() + interval '5 minutes'
        OR touch.last_at < now() - max_age
     THEN
@@ -122,9 +122,7 @@ BEGIN
     last_at := touch.last_at;
     visitor := nullif(part[7], '')::uuid;
 
-    IF touch.first_at < now() - max_age
-       OR touch.first_at > now() + interval '5 minutes'
-    THEN
+    IF touch.first_at < now() - max_age THEN
         first_code := last_code;
         first_click := last_click;
         first_at := last_at;
