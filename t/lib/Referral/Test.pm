@@ -686,7 +686,9 @@ sub workers {
 sub kill_worker {
     my ($self, $pid, $signal) = @_;
 
-    my @old = $self->workers();
+    # those of before a reload go without being replaced
+
+    my @old = grep { !shutting_down($_) } $self->workers();
 
     $pid //= $old[0];
 
@@ -694,7 +696,7 @@ sub kill_worker {
     kill($signal // 'KILL', $pid);
 
     $self->wait_for(sub {
-        my @pids = grep { $_ != $pid } $self->workers();
+        my @pids = grep { $_ != $pid && !shutting_down($_) } $self->workers();
         return !alive($pid) && @pids >= @old;
     }, 10) or push @{ $self->{problems} }, "no new worker came for $pid";
 
