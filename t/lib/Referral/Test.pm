@@ -965,7 +965,11 @@ sub decode_json_stream {
 sub mmdb {
     my ($self, $name, $networks, %arg) = @_;
 
-    require MaxMind::DB::Writer::Tree;
+    {
+        # newer ones say that they are deprecated; there is no other in Debian
+        local $SIG{__WARN__} = sub { };
+        require MaxMind::DB::Writer::Tree;
+    }
 
     my %types = (
         iso_code => 'utf8_string', geoname_id => 'uint32',
