@@ -460,7 +460,7 @@ ngx_http_referral_redis_fail(ngx_http_referral_redis_t *link)
                       "referral: redis %s: %s, connecting again",
                       link->conf->url.display, link->reason);
 
-        ngx_add_timer(&link->retry, 1);
+        ngx_http_referral_redis_connect(link);
         return;
     }
 
@@ -498,6 +498,7 @@ ngx_http_referral_redis_close(ngx_http_referral_redis_t *link)
     link->probing = 0;
     link->timeouts = 0;
     link->fed = 0;
+    link->broken = 0;
     link->too_large = 0;
     link->nops = 0;
 

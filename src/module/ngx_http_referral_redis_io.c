@@ -34,7 +34,8 @@ static ngx_int_t ngx_http_referral_redis_process(
 static ngx_int_t ngx_http_referral_redis_answer(
     ngx_http_referral_redis_t *link, ngx_http_referral_redis_op_e type,
     redisReply *reply, ngx_uint_t late);
-static ngx_uint_t ngx_http_referral_redis_refusal(redisReply *reply);
+static ngx_uint_t ngx_http_referral_redis_refusal(
+    ngx_http_referral_redis_op_e type, redisReply *reply);
 #if (HIREDIS_MAJOR >= 1)
 static void *ngx_http_referral_redis_array(const redisReadTask *task,
     size_t elements);
@@ -336,6 +337,7 @@ ngx_http_referral_redis_ask(ngx_http_referral_redis_t *link,
     int                            len;
     char                          *cmd;
     ngx_int_t                      rc;
+    ngx_uint_t                     first;
     ngx_queue_t                   *q;
     ngx_http_referral_redis_op_t  *op;
 
@@ -381,10 +383,12 @@ ngx_http_referral_redis_ask(ngx_http_referral_redis_t *link,
     op->handler = handler;
     op->data = data;
 
+    first = ngx_queue_empty(&link->ops);
+
     ngx_queue_insert_tail(&link->ops, &op->queue);
     link->nops++;
 
-    if (!link->deadline.timer_set) {
+    if (first) {
         ngx_http_referral_redis_set_deadline(link);
     }
 
@@ -468,8 +472,14 @@ ngx_http_referral_redis_write_handler(ngx_event_t *wev)
         n = c->send(c, link->pos, link->last - link->pos);
 
         if (n == NGX_ERROR) {
-            ngx_http_referral_redis_reason(link, "the connection broke");
-            ngx_http_referral_redis_fail(link);
+
+            /* a server that refuses says why before it closes */
+
+            link->broken = 1;
+            link->pos = link->last;
+            c->read->ready = 1;
+
+            ngx_post_event(c->read, &ngx_posted_events);
             return;
         }
 
@@ -561,6 +571,12 @@ ngx_http_referral_redis_read_handler(ngx_event_t *rev)
         if (!rev->ready) {
             break;
         }
+    }
+
+    if (link->broken) {
+        ngx_http_referral_redis_reason(link, "the connection broke");
+        ngx_http_referral_redis_fail(link);
+        return;
     }
 
     if (ngx_handle_read_event(rev, 0) != NGX_OK) {
@@ -688,20 +704,11 @@ static ngx_int_t
 ngx_http_referral_redis_answer(ngx_http_referral_redis_t *link,
     ngx_http_referral_redis_op_e type, redisReply *reply, ngx_uint_t late)
 {
-    if (reply->type == REDIS_REPLY_ERROR) {
-
-        /* a name is a courtesy: old servers and tight ACLs refuse it */
-
-        if (type != NGX_HTTP_REFERRAL_REDIS_OP_NAME
-            && (type == NGX_HTTP_REFERRAL_REDIS_OP_AUTH
-                || type == NGX_HTTP_REFERRAL_REDIS_OP_SELECT
-                || ngx_http_referral_redis_refusal(reply)
-                || (type == NGX_HTTP_REFERRAL_REDIS_OP_PROBE
-                    && ngx_strncmp(reply->str, "WRONGTYPE ", 10) != 0)))
-        {
-            ngx_http_referral_redis_reason(link, "%s", reply->str);
-            return NGX_ERROR;
-        }
+    if (reply->type == REDIS_REPLY_ERROR
+        && ngx_http_referral_redis_refusal(type, reply))
+    {
+        ngx_http_referral_redis_reason(link, "%s", reply->str);
+        return NGX_ERROR;
     }
 
     if (type != NGX_HTTP_REFERRAL_REDIS_OP_PROBE) {
@@ -721,9 +728,36 @@ ngx_http_referral_redis_answer(ngx_http_referral_redis_t *link,
 
 
 static ngx_uint_t
-ngx_http_referral_redis_refusal(redisReply *reply)
+ngx_http_referral_redis_refusal(ngx_http_referral_redis_op_e type,
+    redisReply *reply)
 {
     ngx_str_t  *refusal;
+
+    switch (type) {
+
+    case NGX_HTTP_REFERRAL_REDIS_OP_AUTH:
+    case NGX_HTTP_REFERRAL_REDIS_OP_SELECT:
+        return 1;
+
+    case NGX_HTTP_REFERRAL_REDIS_OP_NAME:
+
+        /* a name is a courtesy that tight ACLs do not allow */
+
+        if (ngx_strncmp(reply->str, "NOPERM ", 7) == 0) {
+            return 0;
+        }
+
+        break;
+
+    case NGX_HTTP_REFERRAL_REDIS_OP_PROBE:
+
+        /* whatever the key holds, it could be read */
+
+        return ngx_strncmp(reply->str, "WRONGTYPE ", 10) != 0;
+
+    default: /* NGX_HTTP_REFERRAL_REDIS_OP_USER */
+        break;
+    }
 
     for (refusal = ngx_http_referral_redis_refusals; refusal->len; refusal++) {
 

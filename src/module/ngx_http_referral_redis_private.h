@@ -95,6 +95,7 @@ struct ngx_http_referral_redis_s {
     unsigned                           open:1;     /* the circuit */
     unsigned                           probing:1;
     unsigned                           reported:1; /* as not usable */
+    unsigned                           broken:1;   /* sending failed */
     unsigned                           too_large:1;
 };
 
