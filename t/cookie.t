@@ -49,7 +49,6 @@ sub token {
 my $t = Referral::Test->new();
 
 $t->redis()->code($_, url => 'https://example.com/') for qw(ONE TWO THREE);
-$t->certificate();
 
 my $page = q{
     referral on;
@@ -60,6 +59,7 @@ my $page = q{
 };
 
 my $http = q{
+    referral_consent not_required;
     map $http_x_consent $consent { default $http_x_consent; }
 
     server {
@@ -67,41 +67,50 @@ my $http = q{
         referral_consent $consent;
         referral_cookie _ref visitor=on;
         referral_ip full;
-} . $page . q{ }
+        %%PAGE%%
+    }
     server {
         listen 127.0.0.1:%%PORT:ignore%%;
         referral_gpc ignore;
-} . $page . q{ }
+        %%PAGE%%
+    }
     server {
         listen 127.0.0.1:%%PORT:first%%;
         referral_attribution first;
-} . $page . q{ }
+        %%PAGE%%
+    }
     server {
         listen 127.0.0.1:%%PORT:off%%;
         referral_cookie off;
-} . $page . q{ }
+        %%PAGE%%
+    }
     server {
         listen 127.0.0.1:%%PORT:visitor%%;
         referral_cookie _ref visitor=on;
         location = /visitor { return 200 $referral_visitor_id; }
-} . $page . q{ }
+        %%PAGE%%
+    }
     server {
         listen 127.0.0.1:%%PORT:attributes%%;
         referral_cookie __Secure-x domain=example.com path=/shop max_age=1h
                         samesite=none secure=on httponly=off;
-} . $page . q{ }
+        %%PAGE%%
+    }
     server {
         listen 127.0.0.1:%%PORT:variable%%;
         referral_cookie _ref secure=$http_x_secure;
-} . $page . q{ }
+        %%PAGE%%
+    }
     server {
         listen 127.0.0.1:%%PORT:tls%% ssl;
         ssl_certificate %%DIR%%/cert.pem;
         ssl_certificate_key %%DIR%%/key.pem;
-} . $page . q{ }
+        %%PAGE%%
+    }
 };
 
 my ($cert, $key) = $t->certificate();
+$http =~ s/%%PAGE%%/$page/g;
 $http =~ s/%%DIR%%\/cert.pem/$cert/;
 $http =~ s/%%DIR%%\/key.pem/$key/;
 
@@ -341,8 +350,8 @@ like(page(undef, '/?ref=one', port => $t->port('variable'),
           headers => [ 'X-Secure' => 'on' ])->header('Set-Cookie'),
      qr/; Secure;/, 'attributes: a variable that says yes');
 
-like($t->curl('-skD-', 'https://127.0.0.1:' . $t->port('tls') . '/?ref=one')
-     ->{output}, qr/^Set-Cookie: _ref=.*; Secure;/im, 'attributes: https');
+like($t->curl('-k', 'https://127.0.0.1:' . $t->port('tls') . '/?ref=one')
+     ->header('Set-Cookie'), qr/^_ref=.*; Secure;/, 'attributes: https');
 
 # rotation: a new key signs, the old ones verify
 

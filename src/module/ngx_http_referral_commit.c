@@ -21,8 +21,6 @@ static void ngx_http_referral_commit_record(ngx_http_referral_ctx_t *ctx,
     referral_record_t *rec);
 static void ngx_http_referral_commit_person(ngx_http_referral_ctx_t *ctx,
     referral_record_t *rec, uint64_t now);
-static ngx_uint_t ngx_http_referral_commit_remembers(
-    ngx_http_referral_ctx_t *ctx);
 static void ngx_http_referral_commit_address(ngx_http_referral_ctx_t *ctx,
     referral_ip_t *ip, referral_record_t *rec);
 static void ngx_http_referral_commit_referer(ngx_http_request_t *r,
@@ -325,12 +323,11 @@ ngx_http_referral_commit_person(ngx_http_referral_ctx_t *ctx,
 
 
 /*
- * 1 when an accepted click becomes a touch.  HEAD comes from programs that
- * keep no cookie.  A prefetch gets one: the page may be shown to the visitor
- * without another request.
+ * HEAD comes from programs that keep no cookie.  A prefetch gets one: the
+ * page may be shown to the visitor without another request.
  */
 
-static ngx_uint_t
+ngx_uint_t
 ngx_http_referral_commit_remembers(ngx_http_referral_ctx_t *ctx)
 {
     ngx_http_referral_main_conf_t  *rmcf;
@@ -342,7 +339,8 @@ ngx_http_referral_commit_remembers(ngx_http_referral_ctx_t *ctx)
                                         ngx_http_referral_module);
 
     if (rscf->cookie->name.len == 0 || rmcf->keyring == NULL
-        || ctx->duplicate || (ctx->signals & REFERRAL_SIGNAL_HEAD))
+        || ctx->duplicate || !ngx_http_referral_cookie_consent(ctx)
+        || (ctx->signals & REFERRAL_SIGNAL_HEAD))
     {
         return 0;
     }
@@ -553,9 +551,7 @@ ngx_http_referral_commit_token(ngx_http_referral_ctx_t *ctx)
     referral_token_t              *token;
     ngx_http_referral_srv_conf_t  *rscf;
 
-    if (!ngx_http_referral_cookie_consent(ctx)
-        || !ngx_http_referral_commit_remembers(ctx))
-    {
+    if (!ngx_http_referral_commit_remembers(ctx)) {
         return;
     }
 

@@ -25,6 +25,9 @@ void ngx_http_referral_commit(ngx_http_referral_ctx_t *ctx);
 /* 1 when referral_skip says so, asked once a request */
 ngx_uint_t ngx_http_referral_commit_skip(ngx_http_referral_ctx_t *ctx);
 
+/* 1 when the click becomes a touch of the token, once it is accepted */
+ngx_uint_t ngx_http_referral_commit_remembers(ngx_http_referral_ctx_t *ctx);
+
 /* geo of the client for variables, looked up once a request */
 void ngx_http_referral_commit_geo(ngx_http_referral_ctx_t *ctx);
 

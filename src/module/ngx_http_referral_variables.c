@@ -220,17 +220,29 @@ ngx_http_referral_first_code_variable(ngx_http_request_t *r,
     if (ctx->set_token) {
         touch = &ctx->new_token.first;
 
-    } else {
-        ngx_http_referral_cookie_read(ctx);
-
-        if (!ctx->has_token) {
-            return ngx_http_referral_variable_set(v, NULL, 0);
-        }
-
-        touch = &ctx->token.first;
+        return ngx_http_referral_variable_set(v, touch->code,
+                                              touch->code_len);
     }
 
-    return ngx_http_referral_variable_set(v, touch->code, touch->code_len);
+    ngx_http_referral_cookie_read(ctx);
+
+    if (ctx->has_token) {
+        touch = &ctx->token.first;
+
+        return ngx_http_referral_variable_set(v, touch->code,
+                                              touch->code_len);
+    }
+
+    /* a new visitor's, before the click is recorded */
+
+    if (ctx->seen && !ctx->committed && ngx_http_referral_filter_allows(ctx)
+        && ngx_http_referral_commit_remembers(ctx))
+    {
+        return ngx_http_referral_variable_set(v, ctx->code.data,
+                                              ctx->code.len);
+    }
+
+    return ngx_http_referral_variable_set(v, NULL, 0);
 }
 
 
