@@ -70,6 +70,14 @@ FUZZ_CORE  = $(CORE_SRC:%.c=$(BUILD)/fuzz/%.o)
 LIB        = $(BUILD)/libreferral.a
 MODULE     = $(BUILD)/ngx_http_referral_module.so
 
+# a short line for each step; V=1 shows the commands
+
+ifeq ($(V),1)
+step       =
+else
+step       = @printf '  %-5s %s\n' $(1) $(2);
+endif
+
 SANITIZE   = -g -O1 -fno-omit-frame-pointer -fsanitize=address,undefined \
              -fno-sanitize-recover=undefined
 
@@ -105,7 +113,7 @@ help:
 	@echo 'make install        into PREFIX ($(PREFIX)), below DESTDIR'
 	@echo 'make clean          removes $(BUILD)/'
 	@echo
-	@echo 'CC=clang CFLAGS= LDFLAGS= BUILD= NGINX= JOBS= FUZZ_TIME= PREFIX='
+	@echo 'CC=clang CFLAGS= LDFLAGS= BUILD= NGINX= JOBS= FUZZ_TIME= PREFIX= V=1'
 	@echo 'TESTS="t/a.t t/b.t" are taken from the command line.'
 
 
@@ -120,26 +128,25 @@ $(MODULE): config tools/build-module $(wildcard src/module/*.[ch]) \
 	    CFLAGS='$(MODULE_CFLAGS)' tools/build-module
 
 $(LIB): $(CORE_OBJ)
-	@rm -f $@
-	$(AR) rcs $@ $^
+	$(call step,AR,$@) rm -f $@; $(AR) rcs $@ $^
 
 $(BUILD)/referral-worker: $(WORKER_OBJ) $(LIB)
-	$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ -lpq -lhiredis $(LIBS)
+	$(call step,LD,$@) $(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ -lpq -lhiredis $(LIBS)
 
 $(BUILD)/referralctl: $(CTL_OBJ) $(LIB)
-	$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ -lpq -lhiredis -ljansson $(LIBS)
+	$(call step,LD,$@) $(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ -lpq -lhiredis -ljansson $(LIBS)
 
 $(CORE_TESTS): $(BUILD)/t/%: $(BUILD)/t/core/%.o $(LIB)
-	$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ -lcmocka $(LIBS)
+	$(call step,LD,$@) $(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ -lcmocka $(LIBS)
 
 $(AIDS): $(BUILD)/t/%: $(BUILD)/t/core/%.o $(LIB)
-	$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)
+	$(call step,LD,$@) $(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)
 
 $(WORKER_OBJ) $(CTL_OBJ): ALL_CFLAGS += $(PGINC)
 
 $(OBJ): $(BUILD)/%.o: %.c $(BUILD)/.flags
 	@mkdir -p $(@D)
-	$(CC) $(ALL_CFLAGS) -MMD -MP -c -o $@ $<
+	$(call step,CC,$<) $(CC) $(ALL_CFLAGS) -MMD -MP -c -o $@ $<
 
 
 core-tests: $(CORE_TESTS) $(AIDS)
@@ -150,7 +157,7 @@ test-packages:
 # prove's closing line has to be the last one
 
 test: test-packages
-	@$(MAKE) --no-print-directory all core-tests
+	@$(MAKE) --no-print-directory -j$(JOBS) all core-tests
 	@REFERRAL_BUILD='$(abspath $(BUILD))' REFERRAL_NGINX='$(NGINX)' \
 	    CMOCKA_MESSAGE_OUTPUT=TAP \
 	    prove -j$(JOBS) --timer -It/lib $(TESTS) $(CORE_TESTS)
@@ -161,7 +168,7 @@ test-asan: test-packages
 	@BUILD='$(abspath $(BUILD))' NGINX='$(NGINX)' tools/build-module --asan
 	@$(MAKE) --no-print-directory BUILD=$(BUILD)/asan CFLAGS='$(SANITIZE)' \
 	    CPPFLAGS= LDFLAGS='-fsanitize=address,undefined' \
-	    worker ctl core-tests
+	    -j$(JOBS) worker ctl core-tests
 	@REFERRAL_BUILD='$(abspath $(BUILD))/asan' REFERRAL_MODULE= \
 	    REFERRAL_NGINX='$(abspath $(BUILD))/asan/nginx' REFERRAL_ASAN=1 \
 	    CMOCKA_MESSAGE_OUTPUT=TAP \
@@ -183,11 +190,11 @@ fuzz: $(FUZZERS)
 	done; echo 'fuzz: every target passed'
 
 $(FUZZERS): $(BUILD)/fuzz/%: $(BUILD)/fuzz/t/core/%.o $(FUZZ_CORE)
-	clang -fsanitize=fuzzer,address,undefined -o $@ $^ $(LIBS)
+	$(call step,LD,$@) clang -fsanitize=fuzzer,address,undefined -o $@ $^ $(LIBS)
 
 $(BUILD)/fuzz/%.o: %.c
 	@mkdir -p $(@D)
-	clang -g -O1 -fsanitize=fuzzer-no-link,address,undefined \
+	$(call step,CC,$<) clang -g -O1 -fsanitize=fuzzer-no-link,address,undefined \
 	    -fno-sanitize-recover=undefined $(WARN) $(DEFINES) -Isrc/core \
 	    -MMD -MP -c -o $@ $<
 
