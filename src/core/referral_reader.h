@@ -80,7 +80,7 @@ typedef struct {
 } referral_position_t;
 
 
-/* REFERRAL_ERROR with a sentence that names the path */
+/* opens and scans; REFERRAL_ERROR with a sentence that names the path */
 int referral_journal_open(referral_journal_t **j, const char *path,
     char *error);
 void referral_journal_close(referral_journal_t *j);

@@ -27,6 +27,7 @@
 
 static int referral_writer_create(referral_writer_t *w,
     referral_writer_segment_t **sp, char *error);
+static int referral_writer_preallocate(int fd, size_t size);
 static int referral_writer_fill(referral_writer_t *w,
     referral_writer_segment_t *s);
 static void referral_writer_scan_stream(int root, const char *name,
@@ -70,7 +71,7 @@ referral_writer_probe(const referral_writer_conf_t *conf, char *error)
         fd = openat(dir, REFERRAL_SPARE, O_RDWR|O_CREAT|O_EXCL|O_CLOEXEC,
                     0660);
 
-        if (fd == -1 || fallocate(fd, 0, 0, conf->segment) == -1) {
+        if (fd == -1 || referral_writer_preallocate(fd, conf->segment) == -1) {
             snprintf(error, REFERRAL_ERROR_LEN,
                      "journal \"%s\": a segment of %zu bytes cannot be "
                      "allocated with fallocate(): %s%s",
@@ -368,7 +369,7 @@ referral_writer_create(referral_writer_t *w, referral_writer_segment_t **sp,
 
     if (s->fd != -1
         && fchmod(s->fd, 0660) == 0
-        && fallocate(s->fd, 0, 0, (off_t) s->size) == 0
+        && referral_writer_preallocate(s->fd, s->size) == 0
         && referral_writer_fill(w, s) == REFERRAL_OK)
     {
         *sp = s;
@@ -396,6 +397,21 @@ referral_writer_create(referral_writer_t *w, referral_writer_segment_t **sp,
     }
 
     return REFERRAL_ERROR;
+}
+
+
+/* not posix_fallocate(): where that is not supported, it writes */
+
+static int
+referral_writer_preallocate(int fd, size_t size)
+{
+    int  rc;
+
+    do {
+        rc = fallocate(fd, 0, 0, (off_t) size);
+    } while (rc == -1 && errno == EINTR);
+
+    return rc;
 }
 
 
