@@ -106,7 +106,8 @@ static const ctl_command_t  ctl_commands[] = {
       "print every record as a line of JSON",
       CTL_JOURNAL|CTL_OPT_FROM, 0, 1, ctl_journal_export,
       "Stream by stream, the oldest first, each in the order of its numbers\n"
-      "(--from counts in each).  Absent values are null.  What is damaged is said on stderr, and the exit code is 1.\n",
+      "(--from counts in each).  Absent values are null.  What is damaged is\n"
+      "said on stderr, and the exit code is 1 then.\n",
       "  referralctl journal export | jq -r .code | sort | uniq -c\n"
       "  referralctl journal export 0a1b2c --from 1000\n" },
 

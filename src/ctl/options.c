@@ -50,7 +50,8 @@ static const ctl_option_t  ctl_options[] = {
     { "--db", 0, CTL_TEXT, offsetof(ctl_options_t, db), CTL_OPT_DB, 1,
       "CONNINFO", "REFERRAL_DB",
       "Postgres: a conninfo string, a URI or a name;\n"
-      "without it PGHOST, PGDATABASE, PGPASSFILE ... decide" },
+      "without it PGHOST, PGDATABASE, PGPASSFILE ... are\n"
+      "used" },
 
     { "--journal", 0, CTL_TEXT, offsetof(ctl_options_t, journal),
       CTL_OPT_JOURNAL, 1,
@@ -65,13 +66,13 @@ static const ctl_option_t  ctl_options[] = {
     { "--redis-password-file", 0, CTL_TEXT,
       offsetof(ctl_options_t, redis_password_file), CTL_OPT_REDIS, 1,
       "FILE", "REFERRAL_REDIS_PASSWORD_FILE",
-      "its first line is the password, which on a command\n"
-      "line others could read" },
+      "its first line is the password (others can read a\n"
+      "command line)" },
 
     { "--sql", 0, CTL_TEXT, offsetof(ctl_options_t, sql), CTL_OPT_SQL, 0,
       "DIR", "REFERRAL_SQL",
-      "the migrations; by default the directory sql beside\n"
-      "build/, or share/referral/sql beside bin/" },
+      "the migrations; by default sql beside build/, or\n"
+      "share/referral/sql beside bin/" },
 
     { "--secret", 0, CTL_TEXT, offsetof(ctl_options_t, secret),
       CTL_OPT_SECRET, 0,
@@ -81,8 +82,8 @@ static const ctl_option_t  ctl_options[] = {
     { "--max-age", 0, CTL_DURATION, offsetof(ctl_options_t, max_age),
       CTL_OPT_MAX_AGE, 0,
       "TIME", NULL,
-      "refuse older tokens: 90d, 12h, 30m, 45s (default 90d,\n"
-      "0: no limit)" },
+      "refuse older tokens: 90d, 12h, 30m, 45s\n"
+      "(90d; 0: no limit)" },
 
     { "--from", 0, CTL_NUMBER, offsetof(ctl_options_t, from), CTL_OPT_FROM, 0,
       "SEQ", NULL,
@@ -96,7 +97,7 @@ static const ctl_option_t  ctl_options[] = {
     { "--follow", 'f', CTL_FLAG, offsetof(ctl_options_t, follow),
       CTL_OPT_FOLLOW, 0,
       NULL, NULL,
-      "go on with new records as they come, until interrupted" },
+      "go on with new records until interrupted" },
 
     { NULL, 0, CTL_FLAG, 0, 0, 0, NULL, NULL, NULL }
 };

@@ -63,8 +63,6 @@ ctl_token_verify(ctl_options_t *o)
                                    ctl_time_now(), o->max_age, &token);
     word = referral_token_result_word(result);
 
-    /* what an expired one says is still signed */
-
     if (result == REFERRAL_TOKEN_VALID) {
         json = ctl_token_json(&ring, &token);
 
