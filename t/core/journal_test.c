@@ -549,6 +549,90 @@ unborn(void **state)
 }
 
 
+/* a reader at full speed beside a writer at full speed, freeing behind it */
+
+static void
+side_by_side(void **state)
+{
+    int                     rc, status;
+    pid_t                   pid;
+    u_char                  payload[AID_LEN];
+    uint64_t                next, n;
+    referral_writer_t      *w;
+    referral_journal_t     *j;
+    referral_stream_t      *s;
+    referral_frame_t        frame;
+    referral_writer_conf_t  conf;
+
+    conf = aid_conf();
+    conf.size = 40 * AID_SEGMENT;
+    pid = fork();
+    assert_int_not_equal(pid, -1);
+
+    if (pid == 0) {
+        if (referral_writer_open(&w, &conf, aid_error) != REFERRAL_OK) {
+            _exit(1);
+        }
+
+        for (n = 0; n < 100000; /* void */ ) {
+            if (aid_try(w, 0)) {
+                n++;
+                continue;
+            }
+
+            (void) referral_writer_tick(w);
+            aid_sleep(1);
+        }
+
+        referral_writer_close(w);
+        _exit(0);
+    }
+
+    j = aid_read();
+
+    while (referral_journal_streams(j) == 0) {
+        aid_sleep(1);
+        aid_ok(referral_journal_scan(j, aid_error));
+    }
+
+    s = referral_journal_stream(j, 0);
+
+    for (next = 1; /* void */ ; /* void */ ) {
+        rc = referral_stream_next(s, &frame, aid_error);
+
+        if (rc == REFERRAL_AGAIN) {
+            continue;
+        }
+
+        if (rc == REFERRAL_DONE) {
+            break;
+        }
+
+        if (rc != REFERRAL_OK) {
+            fail_msg("%llu: %d %s", (unsigned long long) next, rc,
+                     rc == REFERRAL_HOLE ? frame.problem : aid_error);
+        }
+
+        aid_payload(payload, next);
+        assert_int_equal(frame.number, next);
+        assert_memory_equal(frame.payload, payload, AID_LEN);
+
+        if (next % AID_PER == 0 && s->nused > 1
+            && s->segments[1].first <= next)
+        {
+            aid_ok(referral_stream_unlink(s, 0, aid_error));
+        }
+
+        next++;
+    }
+
+    assert_int_equal(next, 100001);
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    assert_int_equal(status, 0);
+    referral_journal_close(j);
+}
+
+
 /*
  * The writer is killed at some moment; whatever it had committed by then is
  * there, and only that.
@@ -664,6 +748,8 @@ main(void)
         cmocka_unit_test_setup_teardown(noise, aid_setup, aid_teardown),
         cmocka_unit_test_setup_teardown(synced, aid_setup, aid_teardown),
         cmocka_unit_test_setup_teardown(unborn, aid_setup, aid_teardown),
+        cmocka_unit_test_setup_teardown(side_by_side, aid_setup,
+                                        aid_teardown),
         cmocka_unit_test_setup_teardown(killed, aid_setup, aid_teardown)
     };
 
