@@ -66,7 +66,7 @@ for my $file (sort glob($t->root() . '/t/sql/*.sql')) {
                 fail($line);
 
             } else {
-                diag($line) if $line ne '';
+                diag($line) if $line =~ /[^#\s]/;
             }
         }
 

@@ -1,0 +1,232 @@
+#!/usr/bin/perl
+
+# Copyright (C) The nginx referral module authors
+#
+# Postgres away, back, read-only, without rights, without partitions, locked,
+# and gone in the middle of a COMMIT.
+
+use strict;
+use warnings;
+
+use IO::Select;
+use IO::Socket::INET;
+use Test::More;
+use Time::HiRes qw(sleep time);
+use Referral::Test;
+use Referral::Test::Process;
+
+my $t = Referral::Test->new();
+my $pg = $t->postgres(tcp => 1);
+my $journal = $t->dir() . '/journal';
+my $total = 0;
+
+mkdir($journal) or die;
+
+sub journal_write {
+    my ($n, @args) = @_;
+    my $r = $t->run($t->build() . '/t/journal_write', '--journal', $journal,
+                    '--count', $n, @args);
+    die $r->{output} if $r->{status};
+    $total += $n;
+}
+
+sub rows_are {
+    my ($name) = @_;
+
+    local $Test::Builder::Level = $Test::Builder::Level + 1;
+
+    my $count = sub {
+        my $r = $pg->try('SELECT count(*) FROM referral.interaction');
+        return $r->{status} ? -1 : $r->{rows}[0][0];
+    };
+
+    $t->wait_for(sub { $count->() >= $total }, 20);
+    is($count->(), $total, $name);
+    is($pg->value('SELECT sum(n) FROM referral.counters'), $total,
+       "$name: counters");
+}
+
+sub lines {
+    my ($w, $pattern) = @_;
+    return scalar(() = $w->output() =~ /$pattern/mg);
+}
+
+# absent at start
+
+journal_write(10);
+$pg->stop();
+
+my $w = $t->worker();
+
+ok($w->notified(qr/READY=1/), 'ready without Postgres');
+ok($w->notified(qr/STATUS=waiting for postgres/), 'and says what it waits for');
+sleep(1.5);
+is(lines($w, qr/event=postgres-failed/), 1, 'said once');
+like($w->output(), qr/event=postgres-failed .*kind=outage/, 'as an outage');
+
+$pg->start();
+rows_are('there it is');
+is(lines($w, qr/event=postgres-back/), 1, 'said once, too');
+
+# restarts, fast and immediate, in the middle of a load
+
+my $writer = Referral::Test::Process->new(name => 'writer',
+    log => $t->dir() . '/writer.log',
+    argv => [ $t->build() . '/t/journal_write', '--journal', $journal,
+              '--count', 6000, '--rate', 2000 ]);
+$total += 6000;
+
+sleep(0.5);
+$pg->restart();
+sleep(0.5);
+$pg->restart(signal => 'QUIT');
+
+for (1 .. 5) {
+    sleep(0.2);
+    $pg->try("SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+              WHERE application_name = 'referral-worker'");
+}
+
+is($writer->wait(20), 0, 'the writer wrote');
+rows_are('after restarts and terminated backends');
+
+# read-only, as a demoted primary
+
+$pg->rows('ALTER DATABASE referral SET default_transaction_read_only = on');
+$pg->rows("SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+           WHERE application_name = 'referral-worker'");
+journal_write(5);
+ok($t->wait_for(sub { $w->output() =~ /session is read-only/ }, 10),
+   'a read-only server is refused');
+is($pg->value('SELECT count(*) FROM referral.interaction'), $total - 5,
+   'nothing written');
+$pg->rows('ALTER DATABASE referral RESET default_transaction_read_only',
+          db => 'postgres');
+rows_are('writable again');
+
+# a right is missing: an alarm, not a dead letter
+
+$pg->rows('REVOKE INSERT ON referral.interaction FROM referral_worker');
+journal_write(5);
+ok($t->wait_for(sub { $w->output() =~ /sqlstate=42501 kind=alarm/ }, 10),
+   'a missing right is an alarm');
+is(lines($w, qr/level=error event=postgres-failed .*sqlstate=42501/), 1,
+   'at level error, once');
+$pg->rows('GRANT INSERT ON referral.interaction TO referral_worker');
+rows_are('the right is back');
+is($pg->value('SELECT count(*) FROM referral.dead_letter'), 0,
+   'no dead letters from any of this');
+
+# the partition of today is gone
+
+my $today = $pg->value(
+    "SELECT 'referral.interaction_'
+            || to_char(now() AT TIME ZONE 'UTC', 'YYYYMMDD')");
+my $had = $pg->value("SELECT count(*) FROM $today");
+$pg->rows("DROP TABLE $today");
+$pg->rows('TRUNCATE referral.counter, referral.counter_delta');
+$total -= $had;
+$total = 0 if $total < 0;
+$pg->rows('DELETE FROM referral.interaction');
+$total = 0;
+journal_write(7);
+rows_are('a partition that was dropped is made again');
+
+# records of a day that has none yet
+
+my $old = (int(time() / 86400) - 40) * 86400_000 + 86399_990;
+journal_write(20, '--at', $old, '--step', 1);
+rows_are('two old days');
+is($pg->value("SELECT count(DISTINCT tableoid) FROM referral.interaction
+               WHERE occurred_at < now() - interval '30 days'"), 2,
+   'in two partitions');
+
+# the table is locked for longer than lock_timeout
+
+$w->configure(%{ $w->{conf} }, lock_timeout => '200ms');
+$w->hup();
+my $locker = Referral::Test::Process->new(name => 'locker',
+    log => $t->dir() . '/locker.log',
+    argv => [ 'psql', '-X', '-d', $pg->conninfo(), '-c',
+              'BEGIN; LOCK TABLE referral.interaction; SELECT pg_sleep(2)' ]);
+sleep(0.5);
+journal_write(3);
+ok($t->wait_for(sub { $w->output() =~ /sqlstate=55P03 kind=outage/ }, 10),
+   'lock_timeout');
+rows_are('the lock is gone');
+$locker->wait(10);
+
+# COMMIT arrives, its answer does not
+
+$w->stop();
+
+my $lost = 0;
+my $port = $t->port('proxy');
+my $proxy = fork() // die;
+
+if ($proxy == 0) {
+    proxy($port, $t->port('pg'));
+    POSIX::_exit(0);
+}
+
+sleep(0.2);
+$w->configure(%{ $w->{conf} }, postgres => "host=127.0.0.1 port=$port"
+              . ' dbname=referral user=edge sslmode=disable'
+              . ' gssencmode=disable');
+journal_write(50);
+$w->start();
+rows_are('a COMMIT whose answer was lost counts once');
+like($w->output(), qr/event=postgres-failed/, 'it was lost');
+is($pg->value('SELECT count(*) - count(DISTINCT id) FROM
+               referral.interaction'), 0, 'nothing twice');
+$w->stop();
+kill('TERM', $proxy);
+waitpid($proxy, 0);
+
+$t->done();
+
+
+# forwards, but drops the connection instead of the first answer to a COMMIT
+# of a transaction that copied
+
+sub proxy {
+    my ($from, $to) = @_;
+
+    $SIG{TERM} = 'DEFAULT';
+
+    my $listen = IO::Socket::INET->new(LocalAddr => '127.0.0.1',
+        LocalPort => $from, Listen => 5, ReuseAddr => 1) or die;
+
+    my $cut = 0;
+
+    while (my $client = $listen->accept()) {
+        my $server = IO::Socket::INET->new(PeerAddr => '127.0.0.1',
+                                           PeerPort => $to) or next;
+        my $select = IO::Select->new($client, $server);
+        my $copied = 0;
+
+        CONNECTION: for ( ;; ) {
+            for my $fh ($select->can_read()) {
+                my $n = sysread($fh, my $data, 65536);
+                last CONNECTION unless $n;
+
+                if ($fh == $client) {
+                    syswrite($server, $data);
+                    $copied = 1 if $data =~ /COPY referral\.interaction/;
+
+                    if (!$cut && $copied && $data =~ /COMMIT\0/) {
+                        $cut = 1;
+                        sleep(0.3);
+                        last CONNECTION;
+                    }
+
+                } else {
+                    syswrite($client, $data);
+                }
+            }
+        }
+
+        close($client);
+        close($server);
+    }
+}

@@ -1,0 +1,92 @@
+#!/usr/bin/perl
+
+# Copyright (C) The nginx referral module authors
+#
+# referral-worker's command line and settings.
+
+use strict;
+use warnings;
+
+use Test::More;
+use Referral::Test;
+
+my $t = Referral::Test->new();
+my $worker = $t->build() . '/referral-worker';
+my $good = "journal = /nowhere\npostgres = dbname=x\n";
+
+sub settings {
+    my ($text) = @_;
+    return $t->run($worker, '-t', '-c', $t->write_file('w.conf', $text));
+}
+
+my $r = settings($good);
+is($r->{status}, 0, 'the least there must be');
+like($r->{output}, qr/w\.conf are ok$/, 'says so');
+
+$r = settings(<<'END');
+# a comment
+  journal=/var/lib/referral/journal   # another
+
+postgres = host=/run/postgresql dbname=x password='a#b'
+batch_rows = 100
+batch_wait = 1s
+retention = 0
+retention_interactions = off
+log_level = debug
+lock_timeout = 100ms
+statement_timeout = 1 h
+END
+is($r->{status}, 0, 'every setting') or diag($r->{output});
+
+for my $case (
+    [ "journal = /x\npostgres = dbname=x\nnonsense = 1\n",
+      qr/w\.conf:3: unknown setting "nonsense"/ ],
+    [ "journal = /x\n", qr/w\.conf: setting "postgres" is missing/ ],
+    [ "postgres = dbname=x\n", qr/w\.conf: setting "journal" is missing/ ],
+    [ "\n\njournal\n", qr/w\.conf:3: "journal" is not "name = value"/ ],
+    [ "journal = x\n", qr/w\.conf:1: setting "journal" must be an absolute/ ],
+    [ "journal = /x\njournal = /y\n",
+      qr/w\.conf:2: setting "journal" is there twice/ ],
+    [ $good . "redis = redis://localhost\n",
+      qr/w\.conf:3: setting "redis" is not supported by this version/ ],
+    [ $good . "postgres_x = 1\n", qr/unknown setting "postgres_x"/ ],
+    [ "postgres = nonsense=1\n",
+      qr/w\.conf:1: setting "postgres" is no connection string/ ],
+    [ $good . "batch_rows = 0\n",
+      qr/w\.conf:3: setting "batch_rows" must be a number from 1 to 20000/ ],
+    [ $good . "batch_rows = -5\n", qr/must be a number/ ],
+    [ $good . "batch_rows = 5x\n", qr/must be a number/ ],
+    [ $good . "batch_rows = 99999999999999999999\n", qr/must be a number/ ],
+    [ $good . "batch_rows =\n", qr/must be a number/ ],
+    [ $good . "batch_wait = 250\n",
+      qr/setting "batch_wait" must be a time with its unit/ ],
+    [ $good . "batch_wait = 1ms\n", qr/from 10ms to 60000ms/ ],
+    [ $good . "retention = 99999999999999999d\n", qr/must be a time/ ],
+    [ $good . "retention = -1h\n", qr/must be a time/ ],
+    [ $good . "retention_interactions = 13\n", qr/must be "N days"/ ],
+    [ $good . "retention_interactions = 0 days\n", qr/must be "N days"/ ],
+    [ $good . "retention_interactions = 1 day'; DROP\n",
+      qr/must be "N days"/ ],
+    [ $good . "log_level = loud\n", qr/must be error, warn, info or debug/ ],
+    [ $good . 'x' x 5000 . "\n", qr/w\.conf:3: the line is too long/ ],
+    [ "journal = /x\0y\n", qr/w\.conf:1: the line is too long or has a NUL/ ],
+) {
+    $r = settings($case->[0]);
+    is($r->{status}, 1, "refused: $case->[1]");
+    like($r->{output}, $case->[1], 'file, line and key');
+}
+
+unlike(settings("postgres = host=x passwordd=geheim\n")->{output},
+       qr/geheim/, 'no password in a message');
+
+is($t->run($worker)->{status}, 2, 'no -c');
+is($t->run($worker, '-x')->{status}, 2, 'an unknown option');
+is($t->run($worker, '-c', 'x', 'y')->{status}, 2, 'an argument too many');
+is($t->run($worker, '-h')->{status}, 0, '-h');
+like($t->run($worker, '-V')->{output}, qr/^referral-worker \d/, '-V');
+
+$r = $t->run($worker, '-c', '/nonexistent');
+is($r->{status}, 1, 'no such file');
+like($r->{output}, qr{could not open "/nonexistent"}, 'is named');
+
+$t->done();
