@@ -2,7 +2,8 @@
 /*
  * Copyright (C) The nginx referral module authors
  *
- * referralctl token and secret: attribution tokens and the keys that sign them.
+ * referralctl token and secret: attribution tokens and the keys that sign
+ * them.
  */
 
 
