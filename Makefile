@@ -212,6 +212,7 @@ install: all
 	    $(DESTDIR)$(PREFIX)/bin
 	install -m 644 $(MODULE) $(DESTDIR)$(MODULES_PATH)
 	install -m 644 sql/[0-9]*.sql $(DESTDIR)$(SHARE)/sql
+	install -m 644 README.md $(DESTDIR)$(SHARE)
 	sed 's#@PREFIX@#$(PREFIX)#g; s#@SYSCONF@#$(SYSCONF)#g' \
 	    contrib/referral-worker.service \
 	    > $(DESTDIR)$(PREFIX)/lib/systemd/system/referral-worker.service
@@ -220,7 +221,7 @@ install: all
 	install -m 644 contrib/tmpfiles.conf \
 	    $(DESTDIR)$(PREFIX)/lib/tmpfiles.d/referral.conf
 	test -e $(DESTDIR)$(SYSCONF)/referral/referral-worker.conf || \
-	    install -m 640 contrib/referral-worker.conf \
+	    install -m 644 contrib/referral-worker.conf \
 	    $(DESTDIR)$(SYSCONF)/referral/referral-worker.conf
 
 clean:
