@@ -600,7 +600,10 @@ ngx_http_referral_lookup_answer(ngx_http_referral_ctx_t *ctx,
 
         r->campaign.len = rule->campaign.len;
         r->campaign.data = p;
-        ngx_memcpy(p, rule->campaign.data, rule->campaign.len);
+
+        if (rule->campaign.len) {
+            ngx_memcpy(p, rule->campaign.data, rule->campaign.len);
+        }
 
         r->code_id = rule->code_id;
         r->program_id = rule->program_id;
