@@ -185,7 +185,7 @@ ngx_http_referral_code_variable(ngx_http_request_t *r,
     ctx = ngx_http_referral_variable_ctx(r, 1);
 
     if (ctx == NULL) {
-        return ngx_http_referral_variable_set(v, NULL, 0);
+        return ngx_http_referral_variable_set(v, (u_char *) "", 0);
     }
 
     touch = ngx_http_referral_variable_touch(ctx);
@@ -200,7 +200,7 @@ ngx_http_referral_code_variable(ngx_http_request_t *r,
                                               ctx->code.len);
     }
 
-    return ngx_http_referral_variable_set(v, NULL, 0);
+    return ngx_http_referral_variable_set(v, (u_char *) "", 0);
 }
 
 
@@ -214,7 +214,7 @@ ngx_http_referral_first_code_variable(ngx_http_request_t *r,
     ctx = ngx_http_referral_variable_ctx(r, 1);
 
     if (ctx == NULL) {
-        return ngx_http_referral_variable_set(v, NULL, 0);
+        return ngx_http_referral_variable_set(v, (u_char *) "", 0);
     }
 
     if (ctx->set_token) {
@@ -242,7 +242,7 @@ ngx_http_referral_first_code_variable(ngx_http_request_t *r,
                                               ctx->code.len);
     }
 
-    return ngx_http_referral_variable_set(v, NULL, 0);
+    return ngx_http_referral_variable_set(v, (u_char *) "", 0);
 }
 
 
@@ -256,7 +256,7 @@ ngx_http_referral_word_variable(ngx_http_request_t *r,
     ctx = ngx_http_referral_variable_ctx(r, 0);
 
     if (ctx == NULL || !ctx->seen) {
-        return ngx_http_referral_variable_set(v, NULL, 0);
+        return ngx_http_referral_variable_set(v, (u_char *) "", 0);
     }
 
     switch (data) {
@@ -275,7 +275,7 @@ ngx_http_referral_word_variable(ngx_http_request_t *r,
     }
 
     if (word->len == 0) {
-        return ngx_http_referral_variable_set(v, NULL, 0);
+        return ngx_http_referral_variable_set(v, (u_char *) "", 0);
     }
 
     return ngx_http_referral_variable_set(v, word->data, word->len);
@@ -297,7 +297,7 @@ ngx_http_referral_click_id_variable(ngx_http_request_t *r,
     ctx = ngx_http_referral_variable_ctx(r, 1);
 
     if (ctx == NULL) {
-        return ngx_http_referral_variable_set(v, NULL, 0);
+        return ngx_http_referral_variable_set(v, (u_char *) "", 0);
     }
 
     touch = ngx_http_referral_variable_touch(ctx);
@@ -312,7 +312,7 @@ ngx_http_referral_click_id_variable(ngx_http_request_t *r,
     }
 
     if (!ctx->accepted) {
-        return ngx_http_referral_variable_set(v, NULL, 0);
+        return ngx_http_referral_variable_set(v, (u_char *) "", 0);
     }
 
     return ngx_http_referral_variable_set(v, ctx->id_text,
@@ -330,13 +330,13 @@ ngx_http_referral_visitor_id_variable(ngx_http_request_t *r,
     ctx = ngx_http_referral_variable_ctx(r, 1);
 
     if (ctx == NULL) {
-        return ngx_http_referral_variable_set(v, NULL, 0);
+        return ngx_http_referral_variable_set(v, (u_char *) "", 0);
     }
 
     rscf = ngx_http_get_module_srv_conf(r->main, ngx_http_referral_module);
 
     if (!rscf->cookie->visitor || !ngx_http_referral_cookie_consent(ctx)) {
-        return ngx_http_referral_variable_set(v, NULL, 0);
+        return ngx_http_referral_variable_set(v, (u_char *) "", 0);
     }
 
     if (ctx->seen && !ctx->committed && ngx_http_referral_filter_allows(ctx))
@@ -354,7 +354,7 @@ ngx_http_referral_visitor_id_variable(ngx_http_request_t *r,
         return ngx_http_referral_variable_uuid(r, v, ctx->token.visitor);
     }
 
-    return ngx_http_referral_variable_set(v, NULL, 0);
+    return ngx_http_referral_variable_set(v, (u_char *) "", 0);
 }
 
 
@@ -367,7 +367,7 @@ ngx_http_referral_destination_variable(ngx_http_request_t *r,
     ctx = ngx_http_referral_variable_ctx(r, 0);
 
     if (ctx == NULL || ctx->destination.len == 0) {
-        return ngx_http_referral_variable_set(v, NULL, 0);
+        return ngx_http_referral_variable_set(v, (u_char *) "", 0);
     }
 
     return ngx_http_referral_variable_set(v, ctx->destination.data,
@@ -385,7 +385,7 @@ ngx_http_referral_place_variable(ngx_http_request_t *r,
     ctx = ngx_http_referral_variable_ctx(r, 1);
 
     if (ctx == NULL) {
-        return ngx_http_referral_variable_set(v, NULL, 0);
+        return ngx_http_referral_variable_set(v, (u_char *) "", 0);
     }
 
     ngx_http_referral_commit_geo(ctx);
@@ -393,7 +393,7 @@ ngx_http_referral_place_variable(ngx_http_request_t *r,
     s = (ngx_str_t *) ((char *) ctx + data);
 
     if (s->len == 0) {
-        return ngx_http_referral_variable_set(v, NULL, 0);
+        return ngx_http_referral_variable_set(v, (u_char *) "", 0);
     }
 
     return ngx_http_referral_variable_set(v, s->data, s->len);
@@ -414,7 +414,7 @@ ngx_http_referral_asn_variable(ngx_http_request_t *r,
     }
 
     if (ctx == NULL || ctx->asn == 0) {
-        return ngx_http_referral_variable_set(v, NULL, 0);
+        return ngx_http_referral_variable_set(v, (u_char *) "", 0);
     }
 
     p = ngx_pnalloc(r->pool, NGX_INT_T_LEN);
