@@ -844,6 +844,7 @@ int
 referral_stream_unlink(referral_stream_t *s, size_t n, char *error)
 {
     int                  dir, rc;
+    uint64_t             bytes;
     referral_segment_t  *seg;
 
     if (n >= s->nsegments) {
@@ -889,6 +890,10 @@ referral_stream_unlink(referral_stream_t *s, size_t n, char *error)
         return REFERRAL_ERROR;
     }
 
+    bytes = seg->allocated > seg->size ? seg->allocated : seg->size;
+
+    s->journal->bytes -= bytes < s->journal->bytes ? bytes
+                                                   : s->journal->bytes;
     s->nused -= seg->used;
     s->nsegments--;
     memmove(seg, seg + 1, (s->nsegments - n) * sizeof(referral_segment_t));

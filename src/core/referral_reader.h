@@ -104,7 +104,10 @@ size_t referral_journal_streams(const referral_journal_t *j);
 referral_stream_t *referral_journal_stream(const referral_journal_t *j,
     size_t n);
 
-/* bytes of all segment files, and the limit that the newest header names */
+/*
+ * Bytes of all segment files as of the last scan, less what was unlinked
+ * since; the limit that the newest header names.
+ */
 uint64_t referral_journal_bytes(const referral_journal_t *j);
 uint64_t referral_journal_limit(const referral_journal_t *j);
 
@@ -149,7 +152,8 @@ int referral_position_load(referral_stream_t *s, referral_position_t *pos,
 
 /*
  * Unlinks segment n, which must not be the last used one or a spare of a live
- * stream.  An absent file is no error.  Those behind it move up by one.
+ * stream.  An absent file is no error.  Those behind it move up by one, and
+ * the bytes of the journal become fewer.
  */
 int referral_stream_unlink(referral_stream_t *s, size_t n, char *error);
 

@@ -40,7 +40,7 @@ typedef struct referral_cursor_s {
     char                 name[64];
     uint64_t             first;
     uint64_t             offset;           /* where record next may stand */
-    uint64_t             expect;           /* the number that should be there */
+    uint64_t             expect;           /* the number that belongs there */
     uint32_t             salt;
     unsigned             polls;            /* tails seen */
     unsigned             live:1;           /* the lock was held, last look */

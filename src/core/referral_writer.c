@@ -32,8 +32,8 @@ static void referral_writer_free(referral_writer_t *w);
 
 
 int
-referral_writer_open(referral_writer_t **wp, const referral_writer_conf_t *conf,
-    char *error)
+referral_writer_open(referral_writer_t **wp,
+    const referral_writer_conf_t *conf, char *error)
 {
     pthread_condattr_t   attr;
     referral_writer_t   *w;
@@ -390,12 +390,13 @@ referral_writer_tick(referral_writer_t *w)
         next = REFERRAL_WRITER_RETRY;
     }
 
-    if (next == 0 && w->sync && referral_load(&w->synced) != w->number) {
-        next = w->sync;
-    }
+    /* records may come before the next call: it must not be far */
 
-    if (next == 0 && referral_writer_noise_full(w)) {
-        next = REFERRAL_WRITER_SECOND;
+    if (next == 0
+        && ((w->sync && referral_load(&w->synced) != w->number)
+            || referral_writer_noise_full(w)))
+    {
+        next = REFERRAL_WRITER_NEAR;
     }
 
     if (next == 0 && referral_load(&w->said)) {

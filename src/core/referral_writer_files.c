@@ -158,8 +158,8 @@ referral_writer_identify(u_char *id, char *name, char *error, const char *path)
  */
 
 int
-referral_writer_make_dir(int root, const char *path, const char *name, int *dir,
-    char *error)
+referral_writer_make_dir(int root, const char *path, const char *name,
+    int *dir, char *error)
 {
     int     rc;
     mode_t  mask;

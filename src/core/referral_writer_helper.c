@@ -348,7 +348,9 @@ referral_writer_say(referral_writer_t *w, referral_say_e kind, const char *fmt,
 
     now = referral_writer_now();
 
-    if (w->say_last[kind] && now - w->say_last[kind] < REFERRAL_WRITER_SECOND) {
+    if (w->say_last[kind]
+        && now - w->say_last[kind] < REFERRAL_WRITER_SECOND)
+    {
         return;
     }
 

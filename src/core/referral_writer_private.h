@@ -41,6 +41,7 @@
 #define REFERRAL_WRITER_AHEAD     (512 * 1024)   /* populated at least */
 
 #define REFERRAL_WRITER_BUSY      10       /* ms between ticks under load */
+#define REFERRAL_WRITER_NEAR      50       /* ms, something is unfinished */
 #define REFERRAL_WRITER_RETRY     100      /* ms between allocations, full */
 #define REFERRAL_WRITER_SECOND    1000     /* ms */
 #define REFERRAL_WRITER_SCAN      10000    /* ms between scans, in use */
@@ -56,7 +57,8 @@
 
 #define referral_load(p)       __atomic_load_n(p, __ATOMIC_ACQUIRE)
 #define referral_store(p, v)   __atomic_store_n(p, v, __ATOMIC_RELEASE)
-#define referral_add(p, v)     (void) __atomic_fetch_add(p, v, __ATOMIC_RELAXED)
+#define referral_add(p, v)                                                   \
+    (void) __atomic_fetch_add(p, v, __ATOMIC_RELAXED)
 
 
 typedef struct referral_writer_segment_s  referral_writer_segment_t;

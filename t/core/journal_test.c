@@ -336,6 +336,7 @@ full_and_free(void **state)
     assert_int_equal(referral_stream_unlink(s, 3, aid_error), REFERRAL_ERROR);
     aid_ok(referral_stream_unlink(s, 0, aid_error));
     assert_int_equal(s->nused, 3);
+    assert_int_equal(referral_journal_bytes(j), 3 * AID_SEGMENT);
     aid_ok(referral_stream_unlink(s, 0, aid_error));
 
     assert_int_equal(aid_append(w, 0), n + 1);

@@ -272,7 +272,7 @@ header(void **state)
 static void
 begin(void **state)
 {
-    char                path[256];
+    char                path[256], to[256];
     unsigned            i;
     referral_stream_t  *s;
 
@@ -293,6 +293,17 @@ begin(void **state)
     assert_int_equal(s->nused, 4);
     assert_int_equal(s->segments[0].damaged, 1);
     assert_int_equal(s->segments[3].damaged, 1);
+    aid_expect(s, 1, N);
+    aid_expect_end(s, REFERRAL_DONE);
+    referral_journal_close(journal);
+
+    /* and what its name does not say */
+
+    aid_name(to, name, REFERRAL_SPARE);
+    assert_int_equal(rename(path, to), 0);
+    s = damaged();
+    assert_int_equal(s->nused, 4);
+    assert_int_equal(s->segments[3].first, 3 * AID_PER + 1);
     aid_expect(s, 1, N);
     aid_expect_end(s, REFERRAL_DONE);
     referral_journal_close(journal);
@@ -509,12 +520,15 @@ forged(void **state)
 {
     int                     fd;
     u_char                 *p, frame[AID_FRAME];
+    u_char                  page[REFERRAL_SEGMENT_BEGIN];
     char                    path[256];
     uint64_t                n;
     referral_writer_t      *w;
     referral_stream_t      *s;
     referral_frame_t        f;
     referral_writer_conf_t  conf;
+
+    referral_segment_header_t  h;
 
     conf = aid_conf();
     w = aid_open(&conf);
@@ -524,6 +538,7 @@ forged(void **state)
     fd = open(path, O_RDONLY|O_CLOEXEC);
     assert_int_equal(pread(fd, frame, AID_FRAME, REFERRAL_SEGMENT_DATA),
                      AID_FRAME);
+    assert_int_equal(pread(fd, page, sizeof(page), 0), sizeof(page));
     assert_int_equal(close(fd), 0);
 
     p = referral_writer_reserve(w, 1000);
@@ -537,6 +552,12 @@ forged(void **state)
                                    AID_LEN);
         }
     }
+
+    /* with the right salt, were it known: no frame there has such a number */
+
+    assert_int_equal(referral_segment_header_decode(&h, page, aid_error),
+                     REFERRAL_OK);
+    referral_frame_publish(p + 4 * AID_FRAME, h.salt, 90, AID_LEN);
 
     assert_int_equal(referral_writer_commit(w, 1000, 0), 2);
     aid_fill(w, 5);
