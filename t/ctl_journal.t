@@ -428,6 +428,53 @@ unlink($segments[0]);
 is($problems->[0]{first}, 1, 'the first segment lost');
 like($problems->[0]{problem}, qr/gone/, 'and nothing says it was freed');
 
+# committed and freed by a worker: no damage
+
+sub crc32c {
+    my $crc = 0xffffffff;
+
+    for my $byte (unpack('C*', $_[0])) {
+        $crc ^= $byte;
+        $crc = $crc & 1 ? ($crc >> 1) ^ 0x82f63b78 : $crc >> 1 for 1 .. 8;
+    }
+
+    return $crc ^ 0xffffffff;
+}
+
+sub commit {
+    my ($dir, $seq, $freed) = @_;
+    my $text = "referral position 1\nseq $seq\nlast_id " . '0' x 32
+               . "\nsegment -\noffset 0\nfreed $freed\n";
+    open(my $fh, '>', "$dir/committed") or die;
+    printf $fh "%scrc32c %08x\n", $text, crc32c($text);
+    close($fh);
+}
+
+($dir, $stream, @segments) = fresh();
+my $freed = $middle->{first} - 1;
+unlink($segments[0]);
+commit("$dir/$stream", 800, $freed);
+($status, $problems, $count) = verify($dir);
+is($status, 0, 'a freed segment is no damage') or diag(explain($problems));
+
+($s) = @{ $json->decode($t->referralctl('journal', 'list', '--json',
+                                        '--journal', $dir)->{output}) };
+is($s->{first}, $middle->{first}, 'first');
+is($s->{committed}, 800, 'committed');
+is($s->{freed}, $freed, 'freed');
+is($s->{lag}, 100, 'lag');
+is($s->{records}, 900 - $freed, 'records');
+
+unlink($segments[-1]);
+($status, $problems) = verify($dir);
+is($status, 1, 'records that were committed and are gone');
+is($problems->[0]{last}, 800, 'are told');
+
+unlink(@segments);
+commit("$dir/$stream", 900, 900);
+($status, $problems) = verify($dir);
+is($status, 0, 'everything committed and freed');
+
 # a file of another stream
 
 ($dir, $stream, @segments) = fresh();
