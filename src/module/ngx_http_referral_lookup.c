@@ -596,7 +596,12 @@ ngx_http_referral_lookup_answer(ngx_http_referral_ctx_t *ctx,
 
         r->url.len = rule->url.len;
         r->url.data = p;
-        p = ngx_cpymem(p, rule->url.data, rule->url.len);
+
+        /* a code whose fields were refused may have no url */
+
+        if (rule->url.len) {
+            p = ngx_cpymem(p, rule->url.data, rule->url.len);
+        }
 
         r->campaign.len = rule->campaign.len;
         r->campaign.data = p;
