@@ -192,8 +192,12 @@ sub code {
 
     $field{url} //= 'https://example.com/' . lc($code);
 
+    # a reader must not come between the two and find no code
+
+    $self->cmd('MULTI');
     $self->cmd('DEL', "referral:code:$code");
     $self->cmd('HSET', "referral:code:$code", %field);
+    $self->cmd('EXEC');
 
     return $self;
 }
