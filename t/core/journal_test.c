@@ -228,7 +228,10 @@ modes(void **state)
 static void
 reservations(void **state)
 {
+    int                     fd;
+    char                    path[256];
     u_char                 *p;
+    uint64_t                word;
     referral_writer_t      *w;
     referral_journal_t     *j;
     referral_stream_t      *s;
@@ -250,6 +253,11 @@ reservations(void **state)
     memset(p, 0xff, 8000);
     assert_int_equal(referral_writer_commit(w, 8001, 0), 0);
     assert_int_equal(referral_writer_commit(w, 3, 0), 1);
+    aid_segment(path, referral_writer_stream(w), 1);
+    fd = open(path, O_RDONLY|O_CLOEXEC);
+    assert_int_equal(pread(fd, &word, 8, REFERRAL_SEGMENT_DATA + 24), 8);
+    assert_int_equal(close(fd), 0);
+    assert_int_equal(word, 0);
     assert_int_equal(referral_writer_commit(w, 3, 0), 0);
 
     /* a second reservation forgets the first */
