@@ -36,6 +36,11 @@ sub localized {
         s{redis://referral\@127\.0\.0\.1:6379}
          {redis://referral\@127.0.0.1:%%PORT:redis%%}g;
 
+        # a machine that is busy with other tests may take its time
+
+        s{timeout=100ms}{timeout=5s};
+        s{(referral_redis\s+%%REDIS%%);}{$1 timeout=5s;};
+
         s{listen(\s+)80;}{listen$1 127.0.0.1:%%PORT%%;}g;
         s{listen(\s+)443 }{listen$1 127.0.0.1:%%PORT:tls%% }g;
         s{listen(\s+)127\.0\.0\.1:8081;}
