@@ -276,7 +276,9 @@ referral_free_space(referral_source_journal_t *j)
         return;
     }
 
-    while (referral_journal_bytes(j->journal) > limit - limit / 4) {
+    while (referral_journal_bytes(j->journal)
+           > limit - limit / 4 + j->unlinked)
+    {
         found = NULL;
         oldest = 0;
 
@@ -310,10 +312,13 @@ referral_free_unlink(referral_source_journal_t *j,
 {
     char                 error[REFERRAL_ERROR_LEN], name[64];
     size_t               i;
-    uint64_t             before;
+    uint64_t             before, size;
+    referral_segment_t  *seg;
     referral_position_t  pos;
 
-    memcpy(name, st->s->segments[n].name, sizeof(name));
+    seg = &st->s->segments[n];
+    size = seg->allocated > seg->size ? seg->allocated : seg->size;
+    memcpy(name, seg->name, sizeof(name));
 
     /* what is freed is written down first: absent is then no damage */
 
@@ -332,6 +337,10 @@ referral_free_unlink(referral_source_journal_t *j,
                      st->base.name);
         return REFERRAL_ERROR;
     }
+
+    /* the journal's own figure stays that of its last scan */
+
+    j->unlinked += size;
 
     referral_log(REFERRAL_LOG_DEBUG, "segment-freed", NULL,
                  "stream=%s segment=%s why=%s", st->base.name, name, why);

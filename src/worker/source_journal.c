@@ -112,6 +112,8 @@ referral_source_journal_scan(referral_source_t *src, char *error)
         return REFERRAL_ERROR;
     }
 
+    j->unlinked = 0;
+
     for (i = 0; i < src->nstreams; i++) {
         st = (referral_journal_stream_t *) src->streams[i];
         st->seen = 0;

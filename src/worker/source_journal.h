@@ -42,6 +42,7 @@ typedef struct {
 
     uint64_t                    scanned;   /* when, monotonic ms */
     uint64_t                    changed;   /* mtime of the directory, ns */
+    uint64_t                    unlinked;  /* bytes since that scan */
     const char                 *path;
 } referral_source_journal_t;
 

@@ -1,0 +1,150 @@
+#!/usr/bin/perl
+
+# Copyright (C) The nginx referral module authors
+#
+# Two workers, copied journals, and cursors that are not where they were left.
+
+use strict;
+use warnings;
+
+use IO::Handle;
+use Test::More;
+use Time::HiRes qw(sleep);
+use Referral::Test;
+
+my $t = Referral::Test->new();
+my $pg = $t->postgres();
+my $journal = $t->dir() . '/journal';
+
+mkdir($journal) or die;
+
+sub journal_write {
+    my $r = $t->run($t->build() . '/t/journal_write', '--journal', $journal,
+                    @_);
+    die $r->{output} if $r->{status};
+    return ($r->{output} =~ /^stream ([0-9a-f]{32})/m)[0];
+}
+
+sub hold {
+    my (@args) = @_;
+    open(my $in, '|-', 'exec ' . $t->build() . "/t/journal_write --journal"
+         . " $journal --hold @args >>" . $t->dir() . '/hold.log') or die;
+    $in->autoflush(1);
+    $t->wait_for(sub { ($t->read_file('hold.log') // '') =~ /appended/ }, 5);
+    return $in;
+}
+
+sub value { $pg->value(@_) }
+
+sub rows_are {
+    my ($n, $name) = @_;
+    my $sql = 'SELECT count(*) FROM referral.interaction';
+    $t->wait_for(sub { value($sql) >= $n }, 15);
+    local $Test::Builder::Level = $Test::Builder::Level + 1;
+    is(value($sql), $n, $name);
+}
+
+# two on one journal: one waits
+
+my $one = $t->worker(name => 'one');
+ok($one->notified(qr/READY=1/), 'the first');
+my $two = $t->worker(name => 'two');
+ok($two->notified(qr/STATUS=waiting: another/), 'the second waits');
+like($two->output(), qr/level=warn event=journal-taken .*another/,
+     'and says for whom');
+
+journal_write('--count', 100);
+rows_are(100, 'one carries');
+$one->kill9();
+journal_write('--count', 100);
+rows_are(200, 'the other takes over');
+like($two->output(), qr/event=journal-open/, 'having the lock');
+$two->stop();
+
+# a worker is stopped in its sleep while a copy of the journal goes on
+
+my $in = hold('--count', 100);
+$one->start();
+rows_are(300, 'a live stream');
+$one->pause();
+print $in "50\n";
+$t->wait_for(sub { $t->read_file('hold.log') =~ /appended 150/ }, 5);
+
+system('cp', '-a', $journal, $t->dir() . '/copy') == 0 or die;
+my $three = $t->worker(name => 'three', journal => $t->dir() . '/copy');
+rows_are(350, 'a worker with a copy of the journal is faster');
+$one->resume();
+ok($t->wait_for(sub { $one->output() =~ /event=cursor-moved/ }, 10),
+   'the first finds the cursor moved');
+print $in "10\n";
+rows_are(360, 'and goes on from there');
+is(value('SELECT count(DISTINCT (stream, seq)) FROM referral.interaction'),
+   360, 'nothing twice');
+unlike($one->output(), qr/stream-aside/, 'the records were the same');
+$three->stop();
+
+# one image started twice: the cursor's record is not ours
+
+$one->stop();
+$pg->rows(q{UPDATE referral.ingest_cursor SET last_id =
+            '01a1f8b6-a71e-758c-b42e-85afb2e01677' WHERE seq = 160});
+print $in "5\n";
+$t->wait_for(sub { $t->read_file('hold.log') =~ /appended 165/ }, 5);
+$one->start();
+ok($t->wait_for(sub { $one->output() =~ /event=stream-aside/ }, 10),
+   'a last record that is not ours');
+like($one->output(), qr/level=error event=stream-aside .*started twice/,
+     'is an alarm');
+sleep(1);
+is(value('SELECT count(*) FROM referral.interaction'), 360, 'nothing written');
+my ($aside) = glob("$journal/*/aside");
+like($aside ? $t->read_file($aside) : '', qr/started twice/,
+     'the reason stands in the stream');
+journal_write('--count', 7);
+rows_are(367, 'other streams go on');
+close($in);
+
+# more in Postgres than in a live stream
+
+unlink($t->dir() . '/hold.log');
+$in = hold('--count', 20, '--code', 'LIVE');
+rows_are(387, 'another live stream');
+$one->stop();
+$pg->rows('UPDATE referral.ingest_cursor SET seq = 70, rows = 70
+           WHERE seq = 20');
+$one->start();
+ok($t->wait_for(sub { $one->output() =~ /more records than this live/ }, 10),
+   'a cursor ahead of a live stream sets it aside');
+close($in);
+
+# after a power loss: final, shorter, and all of it known
+
+my $stream = journal_write('--count', 40, '--code', 'POWER');
+rows_are(427, 'a stream that ends');
+ok(-d "$journal/$stream", 'and stays for its retention');
+$one->stop();
+$pg->rows('UPDATE referral.ingest_cursor SET seq = 50, rows = 50, last_id =
+           NULL WHERE seq = 40');
+$one->configure(%{ $one->{conf} }, retention => '0');
+$one->start();
+ok($t->wait_for(sub { $one->output() =~ /event=cursor-ahead/ }, 10),
+   'a tail that was lost is said');
+ok($t->wait_for(sub { !-d "$journal/$stream" }, 10),
+   'and the stream is done with');
+is(value('SELECT count(*) FROM referral.interaction'), 427, 'nothing twice');
+
+# the same, but its last record is not known: a copy went on
+
+$one->configure(%{ $one->{conf} }, retention => '1h');
+$one->restart();
+$stream = journal_write('--count', 30, '--code', 'COPY');
+rows_are(457, 'a stream that ends');
+$one->stop();
+$pg->rows("DELETE FROM referral.interaction WHERE code = 'COPY' AND seq = 30");
+$pg->rows('UPDATE referral.ingest_cursor SET seq = 50, rows = 50, last_id =
+           NULL WHERE seq = 30');
+$one->start();
+ok($t->wait_for(sub { -e "$journal/$stream/aside" }, 10),
+   'records that nobody has are kept');
+
+$t->done();
