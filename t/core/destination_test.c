@@ -330,7 +330,8 @@ destination_drops(void **state)
           "https://h/?a=1&refs=2");
 
     d.passthrough = REFERRAL_PASSTHROUGH_UTM;
-    check(&d, "https://h/", "utm_id=7&utm_source=x", "https://h/?utm_source=x");
+    check(&d, "https://h/", "utm_id=7&utm_source=x",
+          "https://h/?utm_source=x");
 }
 
 

@@ -103,8 +103,8 @@ rule_accepts(void **state)
                          "9223372036854775807"), 0);
     assert_int_equal(set(&rule, REFERRAL_RULE_PROGRAM_ID, "007"), 0);
     assert_int_equal(set(&rule, REFERRAL_RULE_REFERRER_ID, "0"), 0);
-    assert_int_equal(set(&rule, REFERRAL_RULE_CAMPAIGN, "\xc3\xa9t\xc3\xa9 25"),
-                     0);
+    assert_int_equal(set(&rule, REFERRAL_RULE_CAMPAIGN,
+                         "\xc3\xa9t\xc3\xa9 25"), 0);
     assert_int_equal(set(&rule, REFERRAL_RULE_RULES, "{\"split\": []}"), 0);
 
     assert_int_equal(rule.url.len, 20);
