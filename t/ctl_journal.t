@@ -19,6 +19,7 @@ my $build = $t->build();
 my $journal = $t->dir() . '/clicks';
 my $json = JSON::PP->new()->utf8();
 
+delete @ENV{qw(REFERRAL_JOURNAL REFERRAL_REDIS REFERRAL_DB)};
 mkdir($journal) or die;
 
 sub writer {

@@ -375,12 +375,21 @@ static void
 ctl_journal_end(const ctl_journal_t *j, referral_stream_t *s,
     const ctl_journal_walk_t *w, ctl_journal_sum_t *sum)
 {
+    char                 error[REFERRAL_ERROR_LEN];
     ctl_segment_t        seg;
     referral_segment_t  *last;
+    referral_position_t  pos;
+
+    /* a worker may have freed the rest, and the stream, while we read */
+
+    if (referral_position_load(s, &pos, error) != REFERRAL_OK && sum->pos.seq)
+    {
+        return;
+    }
 
     if (sum->last < sum->pos.seq) {
 
-        if (s->nused) {
+        if (s->nused && pos.freed < sum->pos.seq) {
             ctl_journal_problem(s, w, sum, "", 0, sum->last + 1,
                                 sum->pos.seq,
                                 "committed to Postgres, but not here");
