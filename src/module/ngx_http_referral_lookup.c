@@ -147,17 +147,17 @@ ngx_http_referral_lookup(ngx_http_referral_ctx_t *ctx)
         return NGX_OK;
     }
 
+    if (lookup->waiters >= NGX_HTTP_REFERRAL_WAITERS) {
+        ngx_http_referral_count(waiters_refused);
+        ngx_http_referral_lookup_unverified(ctx, REFERRAL_CACHE_MISS);
+        return NGX_OK;
+    }
+
     if (ngx_http_referral_limit_miss(ctx->request, lookup->rmcf)
         == NGX_BUSY)
     {
         ctx->busy = 1;
         return NGX_BUSY;
-    }
-
-    if (lookup->waiters >= NGX_HTTP_REFERRAL_WAITERS) {
-        ngx_http_referral_count(waiters_refused);
-        ngx_http_referral_lookup_unverified(ctx, REFERRAL_CACHE_MISS);
-        return NGX_OK;
     }
 
     op = ngx_http_referral_lookup_start(&ctx->code, hash);
