@@ -3,8 +3,8 @@
 # Copyright (C) The nginx referral module authors
 #
 # Requests made at random, while Redis comes and goes, nginx reloads and its
-# workers are killed: nothing breaks, nobody is sent where no code says, and every click id that
-# a client was given stands in the journal, once.
+# workers are killed: nothing breaks, nobody is sent where no code says, and
+# every click id that a client was given stands in the journal, once.
 
 use strict;
 use warnings;
