@@ -108,12 +108,18 @@ referral_writer_work(referral_writer_t *w, int last)
         rc = referral_writer_rename(w, active);
     }
 
-    if (rc == REFERRAL_OK && !last && referral_load(&w->spare) == NULL
-        && active == referral_load(&w->active))
+    /*
+     * A spare that the owner took keeps its file name until it was seen in
+     * active and renamed: before that there is no room for another one.
+     */
+
+    if (rc == REFERRAL_OK && !last && !w->unnamed
+        && referral_load(&w->spare) == NULL)
     {
         rc = referral_writer_allocate(w, &s, error);
 
         if (rc == REFERRAL_OK) {
+            w->unnamed = 1;
             referral_store(&w->spare, s);
 
         } else if (rc == REFERRAL_ERROR) {
@@ -184,6 +190,7 @@ referral_writer_rename(referral_writer_t *w, referral_writer_segment_t *s)
     }
 
     s->named = 1;
+    w->unnamed = 0;
 
     return REFERRAL_OK;
 }

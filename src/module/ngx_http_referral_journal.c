@@ -84,16 +84,22 @@ ngx_http_referral_journal_append(referral_record_t *rec)
 
     j = &ngx_http_referral_stream;
 
-    noise = rec->verdict != REFERRAL_VERDICT_VALID
-            && rec->verdict != REFERRAL_VERDICT_UNVERIFIED;
+    noise = rec->verdict != REFERRAL_VERDICT_VALID;
 
     if (j->writer == NULL) {
         ngx_http_referral_journal_refused(j);
         return NGX_ERROR;
     }
 
-    if (noise && (referral_writer_noise_full(j->writer)
-                  || !ngx_http_referral_limit_noise()))
+    /*
+     * While Redis is away nobody can tell clicks from noise: unverified ones
+     * have no rate, only the same tenth of the journal.
+     */
+
+    if (noise
+        && (referral_writer_noise_full(j->writer)
+            || (rec->verdict != REFERRAL_VERDICT_UNVERIFIED
+                && !ngx_http_referral_limit_noise())))
     {
         ngx_http_referral_count(dropped_noise);
         return NGX_DECLINED;
