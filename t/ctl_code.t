@@ -10,6 +10,7 @@ use warnings;
 use Test::More;
 use IO::Select;
 use JSON::PP;
+use POSIX ();
 use Referral::Test;
 
 my $t = Referral::Test->new();
@@ -133,6 +134,25 @@ is($json->decode(ctl('set', 'TIMES', 'expires=2001-01-01', '--json')
                  ->{output})->{verdict}, 'expired', 'expired');
 is($json->decode(ctl('set', 'TIMES', 'expires=', 'not_before=2090-01-01',
                      '--json')->{output})->{verdict}, 'early', 'early');
+
+# many at once: each change counts
+
+my @pids = map {
+    my $pid = fork() // die;
+
+    if ($pid == 0) {
+        open(STDOUT, '>', '/dev/null');
+        exec($t->build() . '/referralctl', 'code', 'set', 'RACE',
+             'url=http://x/', "campaign=$_", '--redis', $redis->url())
+            or POSIX::_exit(127);
+    }
+
+    $pid;
+} 1 .. 6;
+
+my @bad = grep { waitpid($_, 0); $? } @pids;
+is(scalar(@bad), 0, 'six at once');
+is(hash('RACE')->{version}, 6, 'none is lost');
 
 # refused, and nothing is written
 

@@ -95,7 +95,7 @@ ctl_code_scan(ctl_redis_t *r, const char *pattern, char ***keys,
     cursor = ctl_dup("0", 1);
     match = ctl_alloc(sizeof(CTL_CODE_PREFIX) + strlen(pattern));
 
-    strcpy(match, CTL_CODE_PREFIX);
+    memcpy(match, CTL_CODE_PREFIX, sizeof(CTL_CODE_PREFIX));
 
     /* codes stand in upper case */
 
@@ -261,7 +261,7 @@ ctl_code_row(ctl_code_t *code, const char *key, const char *error,
         (void) ctl_time_text((uint64_t) code->rule.expires * 1000, expires);
 
     } else {
-        strcpy(expires, "-");
+        snprintf(expires, sizeof(expires), "-");
     }
 
     ctl_pad(name, width, 0);

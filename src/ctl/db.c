@@ -367,7 +367,7 @@ ctl_db_file(ctl_migrations_t *m, const char *name)
     f = ctl_db_add(m);
     f->version = version;
 
-    strcpy(f->file, name);
+    memcpy(f->file, name, strlen(name) + 1);
     memcpy(f->name, name + 5, strlen(name) - (sizeof("0000_.sql") - 1));
     snprintf(path, sizeof(path), "%s/%s", m->dir, name);
 
@@ -378,9 +378,10 @@ ctl_db_file(ctl_migrations_t *m, const char *name)
 static int
 ctl_db_read(ctl_migration_t *f, const char *path)
 {
-    FILE    *file;
-    size_t   i, len;
-    u_char   digest[SHA256_DIGEST_LENGTH];
+    FILE         *file;
+    size_t        i, len;
+    u_char        digest[SHA256_DIGEST_LENGTH];
+    struct stat   st;
 
     file = fopen(path, "re");
 
@@ -389,19 +390,22 @@ ctl_db_read(ctl_migration_t *f, const char *path)
         return CTL_USAGE;
     }
 
-    f->text = ctl_alloc(CTL_DB_FILE_MAX);
-    len = fread(f->text, 1, CTL_DB_FILE_MAX - 1, file);
+    if (fstat(fileno(file), &st) == -1 || st.st_size > CTL_DB_FILE_MAX) {
+        ctl_error("migrations: %s: this is no file of SQL", path);
+        fclose(file);
+        return CTL_USAGE;
+    }
 
-    if (ferror(file) || !feof(file) || memchr(f->text, '\0', len) != NULL) {
+    f->text = ctl_alloc(st.st_size + 1);
+    len = fread(f->text, 1, st.st_size, file);
+
+    if (ferror(file) || memchr(f->text, '\0', len) != NULL) {
         ctl_error("migrations: %s: this is no file of SQL", path);
         fclose(file);
         return CTL_USAGE;
     }
 
     fclose(file);
-
-    f->text[len] = '\0';
-    f->text = ctl_realloc(f->text, len + 1);
 
     (void) SHA256((u_char *) f->text, len, digest);
 

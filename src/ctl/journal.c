@@ -504,13 +504,11 @@ ctl_journal_problem(referral_stream_t *s, const ctl_journal_walk_t *w,
 
 
 void
-ctl_journal_complain(void *data, referral_stream_t *s,
+ctl_journal_complain(const ctl_journal_t *j, const referral_stream_t *s,
     const ctl_journal_problem_t *problem)
 {
-    char                  where[128], which[64];
-    const ctl_journal_t  *j;
+    char  where[128], which[64];
 
-    j = data;
     where[0] = '\0';
     which[0] = '\0';
 

@@ -83,8 +83,8 @@ void ctl_journal_close(ctl_journal_t *j);
 int ctl_journal_walk(const ctl_journal_t *j, referral_stream_t *s,
     uint64_t from, const ctl_journal_walk_t *w, ctl_journal_sum_t *sum);
 
-/* says a problem on stderr: for ctl_journal_walk_t, data is ctl_journal_t */
-void ctl_journal_complain(void *data, referral_stream_t *s,
+/* says a problem on stderr */
+void ctl_journal_complain(const ctl_journal_t *j, const referral_stream_t *s,
     const ctl_journal_problem_t *problem);
 
 /* why records are not there; text has REFERRAL_ERROR_LEN bytes */

@@ -57,6 +57,7 @@ static json_t *ctl_inspect_aside(ctl_inspect_t *ctx, referral_stream_t *s);
 static json_t *ctl_inspect_payload(const char *stream, uint64_t number,
     const u_char *payload, size_t len);
 static void ctl_inspect_show(ctl_inspect_t *ctx, json_t *doc);
+static void ctl_inspect_show_position(json_t *pos);
 static void ctl_inspect_show_segments(json_t *segments);
 static void ctl_inspect_show_record(const char *title, const u_char *payload,
     size_t len);
@@ -482,9 +483,7 @@ ctl_inspect_payload(const char *stream, uint64_t number,
 static void
 ctl_inspect_show(ctl_inspect_t *ctx, json_t *doc)
 {
-    char     text[256];
-    size_t   i;
-    json_t  *pos, *value;
+    size_t  i;
 
     static const char  *lines[] = {
         "stream", "edge", "pid", "state", "aside", "first", "last",
@@ -495,24 +494,7 @@ ctl_inspect_show(ctl_inspect_t *ctx, json_t *doc)
         ctl_inspect_line(lines[i], json_object_get(doc, lines[i]));
     }
 
-    pos = json_object_get(doc, "committed");
-
-    if (pos != NULL) {
-        value = json_object_get(pos, "file");
-
-        snprintf(text, sizeof(text), "%lld, freed %lld; the next one is at "
-                 "%s + %lld",
-                 (long long) json_integer_value(json_object_get(pos, "seq")),
-                 (long long) json_integer_value(json_object_get(pos,
-                                                                "freed")),
-                 json_is_string(value) ? json_string_value(value) : "-",
-                 (long long) json_integer_value(json_object_get(pos,
-                                                                "offset")));
-
-        value = json_string(text);
-        ctl_inspect_line("committed", value);
-        json_decref(value);
-    }
+    ctl_inspect_show_position(json_object_get(doc, "committed"));
 
     ctl_inspect_show_record("oldest", ctx->first, ctx->first_len);
     ctl_inspect_show_record("newest", ctx->last, ctx->last_len);
@@ -533,6 +515,34 @@ ctl_inspect_show(ctl_inspect_t *ctx, json_t *doc)
         }
 
         ctl_inspect_line("problem", json_array_get(ctx->problems, i));
+    }
+}
+
+
+static void
+ctl_inspect_show_position(json_t *pos)
+{
+    long long    seq, freed, offset;
+    const char  *file;
+
+    if (pos == NULL) {
+        return;
+    }
+
+    seq = json_integer_value(json_object_get(pos, "seq"));
+    freed = json_integer_value(json_object_get(pos, "freed"));
+    offset = json_integer_value(json_object_get(pos, "offset"));
+    file = json_string_value(json_object_get(pos, "file"));
+
+    if (seq == 0) {
+        printf("committed  nothing yet\n");
+
+    } else if (file == NULL) {
+        printf("committed  %lld, freed %lld\n", seq, freed);
+
+    } else {
+        printf("committed  %lld, freed %lld; the next one is in %s at %lld\n",
+               seq, freed, file, offset);
     }
 }
 

@@ -52,6 +52,8 @@ typedef struct {
 static int ctl_tail_begin(ctl_tail_t *t, uint64_t lines);
 static int ctl_tail_record(void *data, referral_stream_t *s,
     const referral_frame_t *frame, const referral_record_t *rec);
+static void ctl_tail_problem(void *data, referral_stream_t *s,
+    const ctl_journal_problem_t *problem);
 static void ctl_tail_add(ctl_tail_t *t, const referral_stream_t *s,
     const referral_frame_t *frame, const u_char *id);
 static void ctl_tail_hole(ctl_tail_t *t, referral_stream_t *s,
@@ -147,7 +149,7 @@ ctl_tail_begin(ctl_tail_t *t, uint64_t lines)
         from = sum.last >= lines ? sum.last - lines + 1 : 1;
 
         walk.record = ctl_tail_record;
-        walk.problem = ctl_journal_complain;
+        walk.problem = ctl_tail_problem;
         walk.data = t;
 
         if (ctl_journal_walk(&t->journal, s, from, &walk, &sum)
@@ -168,6 +170,18 @@ ctl_tail_record(void *data, referral_stream_t *s,
     ctl_tail_add(data, s, frame, rec->id);
 
     return REFERRAL_OK;
+}
+
+
+static void
+ctl_tail_problem(void *data, referral_stream_t *s,
+    const ctl_journal_problem_t *problem)
+{
+    ctl_tail_t  *t;
+
+    t = data;
+
+    ctl_journal_complain(&t->journal, s, problem);
 }
 
 

@@ -83,9 +83,9 @@ static const ctl_command_t  ctl_commands[] = {
       "list the streams of a journal",
       CTL_JOURNAL, 0, 0, ctl_journal_list,
       "A stream is what one nginx worker recorded in its life.  It is live\n"
-      "while that worker runs, then final; aside: a worker set it aside and\n"
-      "says why in the stream's file \"aside\".  LAG is what Postgres has not\n"
-      "got yet.  Everything is read, and checked as verify does.\n",
+      "while that worker runs, then final; aside: referral-worker set it\n"
+      "aside, inspect prints the reason.  LAG is what Postgres has not got\n"
+      "yet.  Everything is read, and checked as verify does.\n",
       "  referralctl journal list --journal /var/lib/referral/journal\n" },
 
     { "journal", "inspect", "STREAM|FILE",
@@ -132,7 +132,9 @@ static const ctl_command_t  ctl_commands[] = {
     { "db", "status", "",
       "compare the schema in Postgres with the files",
       CTL_OPT_DB|CTL_OPT_SQL|CTL_OPT_JSON, 0, 0, ctl_db_status,
-      "Exits with 1 when files are pending or changed.\n",
+      "Exits with 1 when files are pending or changed.  unchecked: applied\n"
+      "by psql; upgrade adds the checksum.  missing: applied, and unknown to\n"
+      "these files, which are older.\n",
       "  referralctl db status --db dbname=referral --json\n" },
 
     { "token", "verify", "TOKEN",

@@ -249,6 +249,14 @@ ctl_redis_failed(ctl_redis_t *r)
         why = "no answer within 5 seconds";
     }
 
+#ifdef REDIS_ERR_TIMEOUT
+
+    if (r->c->err == REDIS_ERR_TIMEOUT) {
+        why = "no answer within 5 seconds";
+    }
+
+#endif
+
     ctl_error("redis %s: %s", r->url.display, why);
 
     return CTL_UNREACHABLE;

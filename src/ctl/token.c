@@ -263,7 +263,7 @@ ctl_secret_new(ctl_options_t *o)
             return CTL_USAGE;
         }
 
-        strcpy(id, o->argv[0]);
+        snprintf(id, sizeof(id), "%s", o->argv[0]);
 
     } else {
         now = time(NULL);
