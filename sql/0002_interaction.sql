@@ -106,7 +106,8 @@ DECLARE
     parent     oid;
 BEGIN
     IF day IS NULL OR day < DATE '2020-01-01' OR day > current_date + 366 THEN
-        RAISE EXCEPTION 'no partition for the day %', coalesce(day::text, '(null)')
+        RAISE EXCEPTION 'no partition for the day %',
+                        coalesce(day::text, '(null)')
             USING ERRCODE = 'RF001',
                   HINT = 'Days from 2020 to one year ahead have partitions.';
     END IF;

@@ -7,6 +7,9 @@
 use strict;
 use warnings;
 
+use IO::Select;
+use IO::Socket::UNIX;
+use Socket qw(SOCK_DGRAM);
 use Test::More;
 use Time::HiRes qw(sleep time);
 use Referral::Test;
@@ -163,6 +166,28 @@ kill('CONT', $backends[0][0]);
 
 $w->start();
 rows_are(20754, 'and the record is there once');
+$w->stop();
+
+# the watchdog is fed while there is nothing to do, and while there is nobody
+# to do it with; the socket may be an abstract one
+
+$w->{env}{WATCHDOG_USEC} = 900_000;
+$w->start();
+ok($w->notified(qr/WATCHDOG=1/, 5), 'fed when idle') for 1 .. 2;
+$pg->stop();
+ok($w->notified(qr/STATUS=waiting for postgres/), 'Postgres went');
+ok($w->notified(qr/WATCHDOG=1/, 5), 'fed in a wait with a name') for 1 .. 2;
+$pg->start();
+$w->stop();
+
+my $name = "\0referral-test-$$";
+my $abstract = IO::Socket::UNIX->new(Local => $name, Type => SOCK_DGRAM);
+delete $w->{env}{WATCHDOG_USEC};
+$w->{env}{NOTIFY_SOCKET} = '@' . substr($name, 1);
+$w->start();
+ok(IO::Select->new($abstract)->can_read(5), 'an abstract socket');
+$abstract->recv(my $text, 100);
+like($text, qr/^(?:READY|STATUS)=/, 'is told the same');
 conserved('the end');
 
 $t->done();

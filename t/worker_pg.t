@@ -156,6 +156,14 @@ ok($t->wait_for(sub { $w->output() =~ /sqlstate=55P03 kind=outage/ }, 10),
 rows_are('the lock is gone');
 $locker->wait(10);
 
+# several hosts, of which the first is no server
+
+$w->configure(%{ $w->{conf} }, postgres => "host=/nonexistent,$pg->{home}"
+              . ' port=' . $t->port('pg') . ' dbname=referral user=edge');
+$w->restart();
+journal_write(2);
+rows_are('the second host');
+
 # COMMIT arrives, its answer does not
 
 $w->stop();

@@ -47,7 +47,7 @@ typedef struct {
     int64_t              program_id;
     int64_t              referrer_id;
     uint8_t              verdict;
-    uint32_t             count;            /* in the batch, kept by its first */
+    uint32_t             count;            /* kept by the first of its key */
 
     size_t               offset;           /* of the row in copies.rows */
 } referral_item_t;

@@ -398,3 +398,19 @@ referral_cursor_move(referral_pg_t *pg, const referral_source_stream_t *st,
 
     return moved == 1 ? REFERRAL_OK : REFERRAL_DECLINED;
 }
+
+
+int
+referral_cursor_refuse(referral_pg_t *pg, const referral_source_stream_t *st,
+    uint64_t n)
+{
+    char  sql[160];
+
+    snprintf(sql, sizeof(sql),
+             "UPDATE referral.ingest_cursor SET rows = rows - %llu,"
+             " dead = dead + %llu WHERE stream = %d",
+             (unsigned long long) n, (unsigned long long) n,
+             (int) st->stream);
+
+    return referral_pg_query(pg, sql, 0, NULL, NULL);
+}

@@ -141,6 +141,8 @@ referral_flush_stream(referral_flush_t *f, referral_source_stream_t *st)
 }
 
 
+/* tries the transaction until it is done, or until this can not help */
+
 static int
 referral_flush_commit(referral_flush_t *f, referral_source_stream_t *st)
 {
@@ -155,6 +157,8 @@ referral_flush_commit(referral_flush_t *f, referral_source_stream_t *st)
         if (referral_cursor_create(pg, st) != REFERRAL_OK) {
             return REFERRAL_ERROR;
         }
+
+        /* another process was first, and has begun */
 
         if (st->seq != 0) {
             st->loaded = 0;
@@ -275,19 +279,11 @@ referral_flush_transaction(referral_flush_t *f, referral_source_stream_t *st,
 
     /* rows that were refused on the way are dead letters by now */
 
-    if (counts[0] != b->rows) {
-        char  sql[160];
-
-        snprintf(sql, sizeof(sql),
-                 "UPDATE referral.ingest_cursor SET rows = rows - %llu,"
-                 " dead = dead + %llu WHERE stream = %d",
-                 (unsigned long long) (counts[0] - b->rows),
-                 (unsigned long long) (counts[0] - b->rows),
-                 (int) st->stream);
-
-        if (referral_pg_query(f->pg, sql, 0, NULL, NULL) != REFERRAL_OK) {
-            return REFERRAL_ERROR;
-        }
+    if (counts[0] != b->rows
+        && referral_cursor_refuse(f->pg, st, counts[0] - b->rows)
+           != REFERRAL_OK)
+    {
+        return REFERRAL_ERROR;
     }
 
     return referral_flush_end(f);

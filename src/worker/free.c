@@ -214,11 +214,15 @@ referral_free_age(referral_journal_stream_t *st, const char *name)
  * All records of segment n are below the one that the next segment begins
  * with.  The last segment of a live stream is being written; that of a final
  * one is known to be read to its end when the flush says so.
+ *
+ * The flush has its word because a cursor may be beyond it: then another
+ * process moved it, and whether those were our records is not known yet.
  */
 
 static int
 referral_free_committed(const referral_journal_stream_t *st, size_t n)
 {
+    uint64_t                  seq;
     const referral_stream_t  *s;
 
     s = st->s;
@@ -227,10 +231,12 @@ referral_free_committed(const referral_journal_stream_t *st, size_t n)
         return 0;
     }
 
+    seq = st->observed < st->base.seq ? st->observed : st->base.seq;
+
     if (n + 1 < s->nused) {
         return !s->segments[n + 1].damaged
                && s->segments[n + 1].first > 0
-               && s->segments[n + 1].first - 1 <= st->observed;
+               && s->segments[n + 1].first - 1 <= seq;
     }
 
     return s->state == REFERRAL_STREAM_FINAL && st->base.ended
@@ -261,7 +267,7 @@ referral_free_old(referral_source_journal_t *j, uint64_t retention)
 }
 
 
-/* beyond three quarters of its limit the journal takes back the oldest first */
+/* beyond three quarters of the journal's limit the oldest goes at once */
 
 static void
 referral_free_space(referral_source_journal_t *j)

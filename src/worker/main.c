@@ -27,7 +27,7 @@
 #define REFERRAL_WORKER_FREE     1000
 #define REFERRAL_WORKER_SUMMARY  60000
 
-#define REFERRAL_WORKER_BATCHES  64        /* of one stream, in a row */
+#define REFERRAL_WORKER_BATCHES  8         /* of one stream, in a row */
 
 
 typedef struct {

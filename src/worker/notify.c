@@ -116,7 +116,8 @@ referral_notify_status(const char *status)
 
     static char  last[256];
 
-    if (referral_notify_fd == -1 || strncmp(last, status, sizeof(last) - 1) == 0)
+    if (referral_notify_fd == -1
+        || strncmp(last, status, sizeof(last) - 1) == 0)
     {
         return;
     }

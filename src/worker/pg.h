@@ -22,7 +22,7 @@
 
 typedef enum {
     REFERRAL_PG_RETRY = 0,      /* outage, conflict, no space: it will pass */
-    REFERRAL_PG_ALARM,          /* rights, schema, unknown: somebody must act */
+    REFERRAL_PG_ALARM,          /* rights, schema: somebody must act */
     REFERRAL_PG_PARTITION,      /* no partition for the row */
     REFERRAL_PG_DATA            /* a row that will never be accepted */
 } referral_pg_class_e;

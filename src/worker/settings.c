@@ -149,7 +149,8 @@ referral_settings_read(referral_settings_t *s, const char *file, char *error)
         n++;
 
         if (strchr(line, '\n') == NULL && !feof(f)) {
-            snprintf(reason, sizeof(reason), "the line is too long or has a NUL");
+            snprintf(reason, sizeof(reason),
+                     "the line is too long or has a NUL");
             rc = REFERRAL_ERROR;
             break;
         }
@@ -217,8 +218,8 @@ referral_settings_line(referral_settings_t *s, char *line, uint64_t *seen,
 
     p = strchr(name, '=');
     if (p == NULL) {
-        snprintf(error, REFERRAL_ERROR_LEN, "\"%.64s\" is not \"name = value\"",
-                 name);
+        snprintf(error, REFERRAL_ERROR_LEN,
+                 "\"%.64s\" is not \"name = value\"", name);
         return REFERRAL_ERROR;
     }
 

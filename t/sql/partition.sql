@@ -69,7 +69,8 @@ CREATE TABLE referral.interaction_20200101 (x int);
 SELECT throws_ok($$ SELECT referral.partition_ensure('2020-01-01') $$,
                  'RF002', NULL, 'a table in the way');
 
-ALTER TABLE referral.interaction DETACH PARTITION referral.interaction_20260329;
+ALTER TABLE referral.interaction
+    DETACH PARTITION referral.interaction_20260329;
 SELECT throws_ok($$ SELECT referral.partition_ensure('2026-03-29') $$,
                  'RF002', NULL, 'a detached partition in the way');
 SELECT results_eq($$ SELECT attached, expired

@@ -59,7 +59,8 @@ SELECT is_empty($$ SELECT c.relname, c.relowner::regrole
                        FROM pg_class c
                        WHERE c.relnamespace = 'referral'::regnamespace
                              AND c.relowner <> CASE
-                                 WHEN c.relname ~ '^interaction(_[0-9]|_pkey|_code|$)'
+                                 WHEN c.relname ~
+                                      '^interaction(_[0-9]|_pkey|_code|$)'
                                  THEN 'referral_partitions'
                                  ELSE 'referral_owner' END::regrole $$,
                 'tables and views belong to referral_owner, interaction and'

@@ -103,7 +103,8 @@ SELECT is(v.reason, 'malformed', 'malformed: ' || coalesce(bad, 'null'))
 
 -- rotation: the old key still verifies, a removed one does not
 
-INSERT INTO referral.token_key (id, secret) VALUES ('k2', repeat('x', 64)::bytea);
+INSERT INTO referral.token_key (id, secret)
+    VALUES ('k2', repeat('x', 64)::bytea);
 SELECT is(v.reason, 'valid', 'with another key beside')
     FROM vector, referral.verify_token(token, NULL) v WHERE name = 'one';
 DELETE FROM referral.token_key WHERE id = 'k1';
