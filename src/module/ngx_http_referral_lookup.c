@@ -143,6 +143,10 @@ ngx_http_referral_lookup(ngx_http_referral_ctx_t *ctx)
     if (lookup->link == NULL
         || !ngx_http_referral_redis_usable(lookup->link))
     {
+        /* nobody waits, but a server that is only slow fills the zone */
+
+        (void) ngx_http_referral_lookup_start(&ctx->code, hash);
+
         ngx_http_referral_lookup_unverified(ctx, REFERRAL_CACHE_OFF);
         return NGX_OK;
     }

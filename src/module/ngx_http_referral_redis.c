@@ -29,6 +29,10 @@
 
 #define NGX_HTTP_REFERRAL_REDIS_TIMEOUTS  5
 
+/* commands in flight that nobody waits for, while it is open */
+
+#define NGX_HTTP_REFERRAL_REDIS_BEHIND    64
+
 
 static void ngx_http_referral_redis_deadline_handler(ngx_event_t *ev);
 static void ngx_http_referral_redis_open(ngx_http_referral_redis_t *link);
@@ -148,7 +152,15 @@ ngx_http_referral_redis_command(ngx_http_referral_redis_t *link,
 {
     ngx_connection_t  *c;
 
-    if (!ngx_http_referral_redis_usable(link)) {
+    if (link->open) {
+
+        /* a slow server still tells what it knows, if it is not flooded */
+
+        if (link->nops >= NGX_HTTP_REFERRAL_REDIS_BEHIND) {
+            return NGX_DECLINED;
+        }
+
+    } else if (!ngx_http_referral_redis_usable(link)) {
         return NGX_DECLINED;
     }
 

@@ -49,15 +49,16 @@ ngx_http_referral_redis_t *ngx_http_referral_redis_create(ngx_cycle_t *cycle,
 void ngx_http_referral_redis_destroy(ngx_http_referral_redis_t *link);
 
 /*
- * 1 when a command would be sent or queued now (the first attempt to connect
+ * 1 when it is worth waiting for a reply (the first attempt to connect
  * included); 0 while the server is not reachable, not ready, or the circuit
  * is open.
  */
 ngx_uint_t ngx_http_referral_redis_usable(ngx_http_referral_redis_t *link);
 
 /*
- * Queues a command.  NGX_DECLINED when the link is not usable or too much is
- * in flight: handler is not called then.
+ * Queues a command.  NGX_DECLINED when there is no connection or too much is
+ * in flight: handler is not called then.  With an open circuit a few commands
+ * are still taken, whose replies may come late.
  */
 ngx_int_t ngx_http_referral_redis_command(ngx_http_referral_redis_t *link,
     int argc, const char **argv, const size_t *argvlen,
