@@ -25,6 +25,7 @@ static void ngx_http_referral_commit_address(ngx_http_referral_ctx_t *ctx,
     referral_ip_t *ip, referral_record_t *rec);
 static void ngx_http_referral_commit_referer(ngx_http_request_t *r,
     referral_record_t *rec);
+static void ngx_http_referral_commit_host(ngx_str_t *url, ngx_str_t *host);
 static void ngx_http_referral_commit_args(ngx_http_referral_ctx_t *ctx,
     referral_record_t *rec);
 static ngx_uint_t ngx_http_referral_commit_arg_wanted(ngx_array_t *wanted,
@@ -380,8 +381,8 @@ static void
 ngx_http_referral_commit_referer(ngx_http_request_t *r,
     referral_record_t *rec)
 {
-    u_char                        *p, *last, *host, *at;
-    ngx_str_t                     *value;
+    u_char                        *p;
+    ngx_str_t                      host, *value;
     ngx_http_referral_srv_conf_t  *rscf;
 
     rscf = ngx_http_get_module_srv_conf(r, ngx_http_referral_module);
@@ -399,35 +400,53 @@ ngx_http_referral_commit_referer(ngx_http_request_t *r,
         rec->referer.data = value->data;
     }
 
-    last = value->data + value->len;
+    ngx_http_referral_commit_host(value, &host);
 
-    host = ngx_strlchr(value->data, last, ':');
-
-    if (host == NULL || last - host < 3 || host[1] != '/' || host[2] != '/') {
+    if (host.len == 0 || host.len > REFERRAL_RECORD_HOST_LEN) {
         return;
     }
 
-    host += 3;
-    at = NULL;
+    p = ngx_pnalloc(r->pool, host.len);
+    if (p == NULL) {
+        return;
+    }
 
-    for (p = host; p < last; p++) {
+    ngx_strlow(p, host.data, host.len);
 
-        if (*p == '/' || *p == '?' || *p == '#') {
-            break;
-        }
+    rec->referer_host.len = host.len;
+    rec->referer_host.data = p;
+}
+
+
+/* of "scheme://user@host:port/path"; len 0 when there is none */
+
+static void
+ngx_http_referral_commit_host(ngx_str_t *url, ngx_str_t *host)
+{
+    u_char  *p, *last, *start;
+
+    host->len = 0;
+
+    last = url->data + url->len;
+    start = ngx_strlchr(url->data, last, ':');
+
+    if (start == NULL || last - start < 3 || start[1] != '/'
+        || start[2] != '/')
+    {
+        return;
+    }
+
+    start += 3;
+
+    for (p = start; p < last && *p != '/' && *p != '?' && *p != '#'; p++) {
 
         if (*p == '@') {
-            at = p;
+            start = p + 1;
         }
     }
 
     last = p;
-
-    if (at != NULL) {
-        host = at + 1;
-    }
-
-    p = host;
+    p = start;
 
     if (p < last && *p == '[') {
         while (p < last && *p != ']') {
@@ -439,17 +458,8 @@ ngx_http_referral_commit_referer(ngx_http_request_t *r,
         p++;
     }
 
-    if (p == host || p - host > REFERRAL_RECORD_HOST_LEN) {
-        return;
-    }
-
-    rec->referer_host.data = ngx_pnalloc(r->pool, p - host);
-    if (rec->referer_host.data == NULL) {
-        return;
-    }
-
-    rec->referer_host.len = p - host;
-    ngx_strlow(rec->referer_host.data, host, p - host);
+    host->data = start;
+    host->len = p - start;
 }
 
 

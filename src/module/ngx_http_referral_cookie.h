@@ -13,18 +13,6 @@
 #include "ngx_http_referral.h"
 
 
-/* directives: referral_cookie, referral_secret, referral_consent */
-char *ngx_http_referral_cookie(ngx_conf_t *cf, ngx_command_t *cmd,
-    void *conf);
-char *ngx_http_referral_secret(ngx_conf_t *cf, ngx_command_t *cmd,
-    void *conf);
-char *ngx_http_referral_consent(ngx_conf_t *cf, ngx_command_t *cmd,
-    void *conf);
-
-/* the cookie that a configuration without the directive has */
-ngx_http_referral_cookie_conf_t *ngx_http_referral_cookie_default(
-    ngx_conf_t *cf);
-
 /*
  * Tries all cookies of our name and keeps the first that verifies:
  * ctx->has_token.  Once a request; results are counted.

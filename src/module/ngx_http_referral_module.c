@@ -7,7 +7,7 @@
 #include "ngx_http_referral.h"
 #include "ngx_http_referral_capture.h"
 #include "ngx_http_referral_commit.h"
-#include "ngx_http_referral_cookie.h"
+#include "ngx_http_referral_cookie_conf.h"
 #include "ngx_http_referral_filter.h"
 #include "ngx_http_referral_geo.h"
 #include "ngx_http_referral_journal.h"
@@ -765,7 +765,7 @@ ngx_http_referral_check_zone(ngx_shm_zone_t *shm_zone, void *data)
 }
 
 
-/* nothing that fails here stops the worker: it serves, and says what it lost */
+/* nothing that fails here stops the worker: it serves and says what is lost */
 
 static ngx_int_t
 ngx_http_referral_init_process(ngx_cycle_t *cycle)

@@ -20,6 +20,8 @@
 static void ngx_http_referral_redirect_asked(ngx_http_referral_ctx_t *ctx);
 static ngx_int_t ngx_http_referral_redirect_code(ngx_http_request_t *r,
     ngx_str_t *code);
+static ngx_int_t ngx_http_referral_redirect_lookup(
+    ngx_http_referral_ctx_t *ctx);
 static void ngx_http_referral_redirect_wake(ngx_http_referral_ctx_t *ctx);
 static ngx_int_t ngx_http_referral_redirect_answer(
     ngx_http_referral_ctx_t *ctx);
@@ -36,7 +38,6 @@ static ngx_int_t ngx_http_referral_redirect_check(ngx_str_t *url,
 ngx_int_t
 ngx_http_referral_redirect_handler(ngx_http_request_t *r)
 {
-    ngx_int_t                 rc;
     ngx_str_t                 code;
     ngx_http_referral_ctx_t  *ctx;
 
@@ -78,44 +79,7 @@ ngx_http_referral_redirect_handler(ngx_http_request_t *r)
     ngx_http_referral_capture_code(ctx, REFERRAL_VIA_REDIRECT, code.data,
                                    code.len);
 
-    if (ctx->judged) {
-        return ngx_http_referral_redirect_answer(ctx);
-    }
-
-    ctx->wake = ngx_http_referral_redirect_wake;
-
-    rc = ngx_http_referral_lookup(ctx);
-
-    ngx_log_debug2(NGX_LOG_DEBUG_HTTP, r->connection->log, 0,
-                   "referral redirect: %i, verdict %ui",
-                   rc, (ngx_uint_t) ctx->verdict);
-
-    switch (rc) {
-
-    case NGX_OK:
-        return ngx_http_referral_redirect_answer(ctx);
-
-    case NGX_AGAIN:
-
-        if (ngx_http_referral_capture_wait(ctx) != NGX_OK) {
-            return NGX_HTTP_INTERNAL_SERVER_ERROR;
-        }
-
-        ctx->waiting = 1;
-        r->main->count++;
-
-        return NGX_DONE;
-
-    case NGX_BUSY:
-        ctx->busy = 1;
-
-        (void) ngx_http_referral_add_header(r, "Retry-After", "1");
-
-        return NGX_HTTP_TOO_MANY_REQUESTS;
-
-    default: /* NGX_ERROR */
-        return NGX_HTTP_INTERNAL_SERVER_ERROR;
-    }
+    return ngx_http_referral_redirect_lookup(ctx);
 }
 
 
@@ -208,6 +172,55 @@ ngx_http_referral_redirect_code(ngx_http_request_t *r, ngx_str_t *code)
     }
 
     return NGX_OK;
+}
+
+
+static ngx_int_t
+ngx_http_referral_redirect_lookup(ngx_http_referral_ctx_t *ctx)
+{
+    ngx_int_t            rc;
+    ngx_http_request_t  *r;
+
+    r = ctx->request;
+
+    if (ctx->judged) {
+        return ngx_http_referral_redirect_answer(ctx);
+    }
+
+    ctx->wake = ngx_http_referral_redirect_wake;
+
+    rc = ngx_http_referral_lookup(ctx);
+
+    ngx_log_debug2(NGX_LOG_DEBUG_HTTP, r->connection->log, 0,
+                   "referral redirect: %i, verdict %ui",
+                   rc, (ngx_uint_t) ctx->verdict);
+
+    switch (rc) {
+
+    case NGX_OK:
+        return ngx_http_referral_redirect_answer(ctx);
+
+    case NGX_AGAIN:
+
+        if (ngx_http_referral_capture_wait(ctx) != NGX_OK) {
+            return NGX_HTTP_INTERNAL_SERVER_ERROR;
+        }
+
+        ctx->waiting = 1;
+        r->main->count++;
+
+        return NGX_DONE;
+
+    case NGX_BUSY:
+        ctx->busy = 1;
+
+        (void) ngx_http_referral_add_header(r, "Retry-After", "1");
+
+        return NGX_HTTP_TOO_MANY_REQUESTS;
+
+    default: /* NGX_ERROR */
+        return NGX_HTTP_INTERNAL_SERVER_ERROR;
+    }
 }
 
 
