@@ -161,6 +161,21 @@ for (qw(POST PUT DELETE OPTIONS PATCH)) {
     is($r->header('Allow'), 'GET, HEAD', "$_: what is allowed");
 }
 
+# what is no navigation is redirected, but is no click
+
+my $clicks = scalar($t->records(0));
+
+for (qw(image iframe empty)) {
+    my $r = answers('/r/VALID', 302, $valid, "Sec-Fetch-Dest $_",
+                    headers => { 'Sec-Fetch-Dest' => $_ });
+    is($r->header('Set-Cookie'), undef, "Sec-Fetch-Dest $_: no cookie");
+}
+
+$r = answers('/r/VALID', 302, $valid, 'Sec-Fetch-Dest document',
+             headers => { 'Sec-Fetch-Dest' => 'document' });
+ok($r->cookie('_ref'), 'Sec-Fetch-Dest document: cookie');
+is(scalar($t->records($clicks + 1)), $clicks + 1, 'one of them was a click');
+
 # where the code comes from
 
 answers('/s/valid/x', 302, $valid, 'a regex location');

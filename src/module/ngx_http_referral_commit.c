@@ -53,7 +53,11 @@ ngx_http_referral_commit(ngx_http_referral_ctx_t *ctx)
 
     ctx->committed = 1;
 
-    if (ngx_http_referral_commit_skip(ctx)) {
+    /* <img src="/r/CODE"> on any page of the web is no click */
+
+    ngx_http_referral_capture_headers(ctx);
+
+    if (!ctx->document || ngx_http_referral_commit_skip(ctx)) {
         return;
     }
 
@@ -206,8 +210,6 @@ ngx_http_referral_commit_record(ngx_http_referral_ctx_t *ctx,
     ngx_http_referral_rule_t  *rule;
 
     r = ctx->request;
-
-    ngx_http_referral_capture_headers(ctx);
 
     ngx_memcpy(rec->id, ctx->id, REFERRAL_UUID_LEN);
 
