@@ -80,6 +80,8 @@ print $in "10\n";
 rows_are(360, 'and goes on from there');
 is(value('SELECT count(DISTINCT (stream, seq)) FROM referral.interaction'),
    360, 'nothing twice');
+is(value('SELECT sum(dead) + sum(gap) FROM referral.ingest_cursor'), 0,
+   'nor refused by the primary key, which is only the second net');
 unlike($one->output(), qr/stream-aside/, 'the records were the same');
 $three->stop();
 
