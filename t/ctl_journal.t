@@ -165,6 +165,10 @@ is(ctl('verify')->{status}, 0, 'a live stream verifies');
 
 # tail -f: the last ones, new ones, and those of new streams
 
+# a line that does not come must not keep the test waiting for ever
+
+alarm(60);
+
 my $tail = open(my $tail_out, '-|') // die;
 
 if ($tail == 0) {
@@ -196,10 +200,16 @@ is($?, 0, 'and the exit code is 0');
 $tail = open($tail_out, '-|', "$build/referralctl", 'journal', 'tail', '-f',
              '--json', '--journal', $journal) // die;
 is($json->decode(scalar(<$tail_out>))->{code}, 'SUMMER25', 'tail --json');
-my $gone = $tail_out;
-undef $tail_out;
-ok(close($gone), 'tail ends with its reader');
+{
+    # closing a pipe waits for its process
 
+    local $SIG{ALRM} = sub { kill('KILL', $tail) };
+    alarm(10);
+    ok(close($tail_out), 'tail ends with its reader');
+    alarm(0);
+}
+
+alarm(0);
 close($in);
 waitpid($pid, 0);
 
