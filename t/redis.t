@@ -598,7 +598,7 @@ subtest 'broken servers' => sub {
         [ 'a negative array', $on_lookup->("*-7\r\n"),
           qr/not a Redis server|an unexpected reply/ ],
         [ 'deep arrays', $on_lookup->("*1\r\n" x 1000),
-          qr/not a Redis server/ ],
+          qr/a reply is too large/ ],
         [ 'half a reply', $on_lookup->([ "*10\r\n\$5\r\nab" ]),
           qr/the server closed the connection/ ],
         [ 'nothing', $on_lookup->(sub { undef }),

@@ -773,7 +773,11 @@ ngx_http_referral_redis_refusal(ngx_http_referral_redis_op_e type,
 }
 
 
-/* an array is allocated before its elements come: few bytes may ask for GB */
+/*
+ * An array is allocated before its elements come: few bytes may ask for GB.
+ * None that we ask for has arrays in it; hiredis 1 would take any depth, and
+ * frees by recursion.
+ */
 
 #if (HIREDIS_MAJOR >= 1)
 static void *
@@ -787,7 +791,7 @@ ngx_http_referral_redis_array(const redisReadTask *task, int elements)
 
     link = task->privdata;
 
-    if (elements > NGX_HTTP_REFERRAL_REDIS_ELEMENTS) {
+    if (elements > NGX_HTTP_REFERRAL_REDIS_ELEMENTS || task->parent != NULL) {
         link->too_large = 1;
         return NULL;
     }
