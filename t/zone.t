@@ -8,6 +8,7 @@
 use strict;
 use warnings;
 
+use POSIX ();
 use Test::More;
 use Time::HiRes qw(sleep time);
 
@@ -332,6 +333,101 @@ subtest 'reload' => sub {
     ok($t->reconfigure(%conf, http => 'referral_zone 2m; '
                        . 'referral_redis %%REDIS%%;'), 'another size');
     is($t->get('/r/KEEP')->status, 503, 'a new zone is empty');
+
+    $t->done();
+};
+
+
+subtest 'counters' => sub {
+
+    my $t = Referral::Test->new();
+    my $redis = $t->redis();
+
+    $redis->code('ONE');
+    $t->nginx(server => $server, status => 1, workers => 2);
+
+    my $count = sub {
+        my ($name) = @_;
+        return $t->status() =~ /^\Q$name\E (\d+)/m ? $1 : undef;
+    };
+
+    my $hit = 'referral_zone_lookups_total{result="hit"}';
+    my $miss = 'referral_zone_lookups_total{result="miss"}';
+
+    $t->get('/r/ONE') for 1 .. 11;
+
+    is($count->($hit), 10, 'hits');
+    is($count->($miss), 1, 'misses');
+    is($count->('referral_zone_codes'), 1, 'codes');
+
+    $t->get('/r/NONE');
+
+    is($count->('referral_zone_absent_codes'), 1, 'absent codes');
+    cmp_ok($count->('referral_redis_commands_total'), '==', 2, 'commands');
+
+    ok($t->reload(), 'reload');
+    is($count->($hit), 10, 'they survive a reload');
+
+    $t->kill_worker();
+    $t->get('/r/ONE');
+    is($count->($hit), 11, 'and a worker that is killed');
+
+    $t->done();
+};
+
+
+# A small zone, many sizes, two workers, four clients: whatever is evicted
+# under whom, nobody ever gets what belongs to another code.
+
+subtest 'evictions under load' => sub {
+
+    my $t = start('160k valid=200ms invalid=100ms stale=2s', http => '',
+                  workers => 2);
+    my $redis = $t->redis();
+
+    my $name = sub { 'C' . $_[0] . ($_[0] % 7 ? '' : 'L' x 50) };
+    my $url = sub {
+        my ($n) = @_;
+        return "https://example.com/$n/" . 'x' x ($n * 7919 % 1500);
+    };
+
+    $redis->code($name->($_), url => $url->($_), campaign => 'k' x ($_ % 128))
+        for 1 .. 500;
+
+    my @pids;
+
+    for my $n (1 .. 4) {
+        my $pid = fork();
+        die "fork: $!" unless defined $pid;
+
+        if ($pid == 0) {
+            my $c = $t->connect();
+            my ($end, $bad, $i) = (time() + 2.5, 0, $n);
+
+            while (time() < $end) {
+                $i = ($i * 1103515245 + 12345) % 2147483648;
+                my $code = ($i >> 8) % 560 + 1;
+                my $r = $c->ask('/r/' . $name->($code));
+                my $right = $code <= 500
+                    ? ($r->header('Location') // '') eq $url->($code)
+                    : $r->status == 404;
+                $bad++ unless $right;
+            }
+
+            POSIX::_exit($bad > 250 ? 250 : $bad);
+        }
+
+        push @pids, $pid;
+    }
+
+    my $bad = 0;
+
+    for (@pids) {
+        waitpid($_, 0);
+        $bad += $? >> 8;
+    }
+
+    is($bad, 0, 'every answer is right');
 
     $t->done();
 };
