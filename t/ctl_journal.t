@@ -486,6 +486,18 @@ commit("$dir/$stream", 900, 900);
 ($status, $problems) = verify($dir);
 is($status, 0, 'everything committed and freed');
 
+# a worker died while it freed, or frees while we read
+
+($dir, $stream, @segments) = fresh();
+unlink($segments[1]);
+commit("$dir/$stream", 850, $middle->{last});
+($status, $problems) = verify($dir);
+is($status, 0, 'a hole in what was freed') or diag(explain($problems));
+
+commit("$dir/$stream", 850, $middle->{last} - 1);
+($status, $problems) = verify($dir);
+is($problems->[0]{first}, $middle->{last}, 'and one record beyond it');
+
 # a file of another stream
 
 ($dir, $stream, @segments) = fresh();
