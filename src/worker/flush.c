@@ -13,6 +13,7 @@
 #include "flush.h"
 #include "log.h"
 #include "row.h"
+#include "signals.h"
 
 
 #define REFERRAL_FLUSH_DAY    INT64_C(86400000)
@@ -20,6 +21,11 @@
 /* how often a missing partition is made before somebody must look */
 
 #define REFERRAL_FLUSH_TRIES  3
+
+/* lines of one batch about single records; quarantine: one a minute */
+
+#define REFERRAL_FLUSH_LINES  10
+#define REFERRAL_FLUSH_WARN   60000
 
 
 #define REFERRAL_FLUSH_COPY                                                  \
@@ -43,6 +49,8 @@ static int referral_flush_end(referral_flush_t *f);
 static int referral_flush_memory(referral_flush_t *f);
 static void referral_flush_committed(referral_flush_t *f,
     referral_source_stream_t *st);
+static void referral_flush_report(referral_flush_t *f,
+    const referral_source_stream_t *st);
 
 
 int
@@ -482,9 +490,6 @@ referral_flush_bisect(referral_flush_t *f, size_t first, size_t n)
     }
 
     if (n == 1) {
-        referral_log(REFERRAL_LOG_ERROR, "dead-letter", message,
-                     "sqlstate=%s seq=%llu", state,
-                     (unsigned long long) item->number);
         referral_batch_refuse(&f->batch, item, state, message);
         return REFERRAL_OK;
     }
@@ -594,7 +599,6 @@ referral_flush_memory(referral_flush_t *f)
 static void
 referral_flush_committed(referral_flush_t *f, referral_source_stream_t *st)
 {
-    size_t             i;
     referral_item_t   *item;
     referral_batch_t  *b;
 
@@ -620,7 +624,29 @@ referral_flush_committed(referral_flush_t *f, referral_source_stream_t *st)
                  "stream=%s seq=%llu rows=%llu", st->name,
                  (unsigned long long) st->seq, (unsigned long long) b->rows);
 
-    if (b->quarantined) {
+    if (b->rows != b->n) {
+        referral_flush_report(f, st);
+    }
+}
+
+
+/* what did not become a row, once that is a fact */
+
+static void
+referral_flush_report(referral_flush_t *f, const referral_source_stream_t *st)
+{
+    size_t             i, lines;
+    uint64_t           now;
+    referral_item_t   *item;
+    referral_batch_t  *b;
+
+    b = &f->batch;
+    now = referral_now();
+
+    if (b->quarantined
+        && (f->warned == 0 || now - f->warned >= REFERRAL_FLUSH_WARN))
+    {
+        f->warned = now;
         referral_log(REFERRAL_LOG_WARN, "quarantine",
                      "records whose time can not be right: see "
                      "referral.quarantine, referral.requeue()",
@@ -628,8 +654,17 @@ referral_flush_committed(referral_flush_t *f, referral_source_stream_t *st)
                      (unsigned long long) b->quarantined);
     }
 
+    lines = 0;
+
     for (i = 0; i < b->n; i++) {
         item = &b->items[i];
+
+        if ((item->kind != REFERRAL_ITEM_GAP
+             && item->kind != REFERRAL_ITEM_DEAD)
+            || ++lines > REFERRAL_FLUSH_LINES)
+        {
+            continue;
+        }
 
         if (item->kind == REFERRAL_ITEM_GAP) {
             referral_log(REFERRAL_LOG_ERROR, "gap", item->reason,
@@ -637,12 +672,18 @@ referral_flush_committed(referral_flush_t *f, referral_source_stream_t *st)
                          (unsigned long long) item->number,
                          (unsigned long long) item->last);
 
-        } else if (item->kind == REFERRAL_ITEM_DEAD && item->payload
-                   && !item->has_id)
-        {
+        } else {
             referral_log(REFERRAL_LOG_ERROR, "dead-letter", item->detail,
-                         "sqlstate=- stream=%s seq=%llu", st->name,
-                         (unsigned long long) item->number);
+                         "stream=%s seq=%llu reason=%s", st->name,
+                         (unsigned long long) item->number,
+                         item->reason ? item->reason : "unknown");
         }
+    }
+
+    if (lines > REFERRAL_FLUSH_LINES) {
+        referral_log(REFERRAL_LOG_ERROR, "more",
+                     "of these, in referral.dead_letter and"
+                     " referral.ingest_gap", "stream=%s records=%zu",
+                     st->name, lines - REFERRAL_FLUSH_LINES);
     }
 }

@@ -43,6 +43,7 @@ typedef struct {
 
     referral_flush_stat_t       stat;
     uint64_t                    newest;    /* Unix ms of the last row */
+    uint64_t                    warned;    /* of quarantine, monotonic ms */
 } referral_flush_t;
 
 

@@ -658,6 +658,12 @@ referral_pg_result_error(referral_pg_t *pg, const PGresult *res)
     pg->class = referral_pg_classify(pg->sqlstate,
                           PQresultErrorField(res, PG_DIAG_CONSTRAINT_NAME));
 
+    /* details of refused rows may repeat them: personal data, in a log */
+
+    if (pg->class == REFERRAL_PG_DATA) {
+        detail = NULL;
+    }
+
     snprintf(pg->error, sizeof(pg->error), "%.300s%s%.160s",
              message ? message : "no message", detail ? ": " : "",
              detail ? detail : "");

@@ -236,6 +236,13 @@ referral_source_journal_add(referral_source_journal_t *j,
 
     streams[j->base.nstreams++] = &st->base;
 
+    if (s->state == REFERRAL_STREAM_SET_ASIDE) {
+        referral_log(REFERRAL_LOG_WARN, "stream-aside-found",
+                     "its records are kept and not sent, for the reason in"
+                     " its file \"aside\"",
+                     "stream=%s", st->base.name);
+    }
+
     return st;
 }
 
