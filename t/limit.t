@@ -156,6 +156,9 @@ subtest 'joining a read costs nothing' => sub {
               . 'referral_redis %%REDIS%% timeout=3s;', server => $server);
 
     $redis->code('LAUNCH', url => 'https://example.com/');
+
+    is(misses($t, '192.0.2.1', 1), '404', 'well');
+
     $redis->disconnect();
     $redis->pause();
 

@@ -393,6 +393,10 @@ subtest 'always slow' => sub {
 
     is(shown($r), '503 unverified off', 'nobody waits');
     cmp_ok($took, '<', 0.05, 'at all');
+
+    ($r, $took) = timed($t, '/r/C');
+    is(shown($r), '503 unverified off', 'nor for a read that is under way');
+    cmp_ok($took, '<', 0.05, 'at all');
     ok($t->wait_for(sub { shown($t->get('/r/C')) eq '302 valid hit' }, 5),
        'but the code is learnt');
     is(lines($t, qr/usable again/), 0, 'while the circuit is open');

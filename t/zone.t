@@ -440,6 +440,8 @@ subtest 'shared wait' => sub {
 
     $redis->code('HOT', url => 'https://example.com/hot');
 
+    is($t->get('/r/OTHER')->status, 404, 'well');
+
     my $n = hmgets($redis);
 
     $redis->disconnect();
@@ -460,7 +462,8 @@ subtest 'shared wait' => sub {
 
     is(scalar(grep { shown($_) eq '302 miss https://example.com/hot' } @r),
        100, 'all who waited are answered');
-    is(scalar(grep { shown($_) eq '404 miss' } @r), 50, 'for absent codes too');
+    is(scalar(grep { shown($_) eq '404 miss' } @r), 50,
+       'for absent codes too');
     is(hmgets($redis) - $n, 2, 'one read for each code');
 
     $t->done();
@@ -498,6 +501,10 @@ http {
     }
 }
 END
+
+    # what follows is about a link that is up
+
+    is($t->get('/r/NONE')->status, 404, 'well');
 
     $redis->disconnect();
     $redis->pause();

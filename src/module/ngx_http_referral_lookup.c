@@ -133,22 +133,24 @@ ngx_http_referral_lookup(ngx_http_referral_ctx_t *ctx)
 
     ngx_http_referral_count(zone_miss);
 
-    if (op) {
-
-        /* who joins costs Redis nothing, so no budget either */
-
-        return ngx_http_referral_lookup_wait(ctx, op);
-    }
-
     if (lookup->link == NULL
         || !ngx_http_referral_redis_usable(lookup->link))
     {
         /* nobody waits, but a server that is only slow fills the zone */
 
-        (void) ngx_http_referral_lookup_start(&ctx->code, hash);
+        if (op == NULL) {
+            (void) ngx_http_referral_lookup_start(&ctx->code, hash);
+        }
 
         ngx_http_referral_lookup_unverified(ctx, REFERRAL_CACHE_OFF);
         return NGX_OK;
+    }
+
+    if (op) {
+
+        /* who joins costs Redis nothing, so no budget either */
+
+        return ngx_http_referral_lookup_wait(ctx, op);
     }
 
     if (lookup->waiters >= NGX_HTTP_REFERRAL_WAITERS) {

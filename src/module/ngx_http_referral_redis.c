@@ -598,17 +598,11 @@ ngx_http_referral_redis_report(ngx_http_referral_redis_t *link)
 static u_char *
 ngx_http_referral_redis_log_error(ngx_log_t *log, u_char *buf, size_t len)
 {
-    u_char                     *p;
     ngx_http_referral_redis_t  *link;
 
-    p = buf;
     link = log->data;
 
-    if (log->action) {
-        p = ngx_snprintf(p, len, " while %s", log->action);
-        len -= p - buf;
-        buf = p;
-    }
-
-    return ngx_snprintf(p, len, " redis %s", link->conf->url.display);
+    return ngx_snprintf(buf, len, " while %s redis %s",
+                        log->action ? log->action : "using",
+                        link->conf->url.display);
 }
