@@ -36,6 +36,7 @@ static ngx_http_output_header_filter_pt  ngx_http_next_header_filter;
 static ngx_int_t
 ngx_http_referral_header_filter(ngx_http_request_t *r)
 {
+    ngx_uint_t                     no_store;
     ngx_http_referral_ctx_t       *ctx;
     ngx_http_referral_loc_conf_t  *rlcf;
 
@@ -57,15 +58,19 @@ ngx_http_referral_header_filter(ngx_http_request_t *r)
         return ngx_http_next_header_filter(r);
     }
 
+    no_store = ctx->redirect || ctx->strip || ctx->busy || rlcf->redirect;
+
     if (ngx_http_referral_filter_allows(ctx)) {
 
         ngx_http_referral_commit(ctx);
 
         if (ctx->set_token) {
 
-            if (ngx_http_referral_cookie_set(ctx) != NGX_OK
-                || ngx_http_referral_filter_private(r) != NGX_OK)
-            {
+            if (ngx_http_referral_cookie_set(ctx) != NGX_OK) {
+                return NGX_ERROR;
+            }
+
+            if (!no_store && ngx_http_referral_filter_private(r) != NGX_OK) {
                 return NGX_ERROR;
             }
         }
@@ -74,11 +79,8 @@ ngx_http_referral_header_filter(ngx_http_request_t *r)
         ctx->declined = 1;
     }
 
-    if (ctx->redirect || ctx->strip || ctx->busy || rlcf->redirect) {
-
-        if (ngx_http_referral_filter_no_store(r) != NGX_OK) {
-            return NGX_ERROR;
-        }
+    if (no_store && ngx_http_referral_filter_no_store(r) != NGX_OK) {
+        return NGX_ERROR;
     }
 
     return ngx_http_next_header_filter(r);
