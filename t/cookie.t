@@ -70,6 +70,15 @@ my $http = q{
         %%PAGE%%
     }
     server {
+        listen 127.0.0.1:%%PORT:early%%;
+        referral_consent $agreed;
+        referral_cookie _ref visitor=on;
+        set $agreed 0;
+        set $early "$referral_visitor_id$referral_first_code";
+        set $agreed $http_x_consent;
+        %%PAGE%%
+    }
+    server {
         listen 127.0.0.1:%%PORT:ignore%%;
         referral_gpc ignore;
         %%PAGE%%
@@ -284,6 +293,10 @@ my $click = ($t->records($before + 1))[-1];
 is($click->{ip}, '127.0.0.1', 'consent: address');
 like($click->{visitor}, qr/^[0-9a-f]{8}-[0-9a-f]{4}-4/, 'consent: visitor');
 is("@{ $click->{signals} }", 'new-visitor', 'consent: signal');
+
+ok(page(undef, '/?ref=two', port => $t->port('early'),
+        headers => [ 'X-Consent' => 1 ])->cookie('_ref'),
+   'consent: a variable of ours was read before "set" gave it');
 
 my @gpc = ('X-Consent' => 1, 'Sec-GPC' => 1);
 $before = scalar($t->records(0));

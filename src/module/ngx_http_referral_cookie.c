@@ -186,6 +186,7 @@ ngx_http_referral_cookie_consent(ngx_http_referral_ctx_t *ctx)
     }
 
     ctx->consent_read = 1;
+    ctx->consent = 0;
 
     rscf = ngx_http_get_module_srv_conf(ctx->request,
                                         ngx_http_referral_module);
@@ -207,6 +208,10 @@ ngx_http_referral_cookie_consent(ngx_http_referral_ctx_t *ctx)
     {
         ctx->consent = ngx_http_referral_cookie_yes(&value);
     }
+
+    /* "set" may not have run yet: what counts is what it says at commit */
+
+    ctx->consent_read = ctx->committed;
 
     return ctx->consent;
 }
