@@ -1,0 +1,134 @@
+#!/usr/bin/perl
+
+# Copyright (C) The nginx referral module authors
+#
+# README.md against the programs: every directive, variable, setting and
+# command is there, with its contexts; links lead somewhere; the tokens shown
+# verify.
+
+use strict;
+use warnings;
+
+use Test::More;
+
+use Referral::Test;
+
+
+my $t = Referral::Test->new();
+my $root = $t->root();
+my $readme = $t->read_file("$root/README.md");
+
+# directives
+
+my $source = $t->read_file("$root/src/module/ngx_http_referral_module.c");
+my ($table) = $source =~ /ngx_http_referral_commands\[\] = \{(.*?)^\};/ms;
+my %directives;
+
+while ($table =~ /ngx_string\("(\w+)"\),\s*([A-Z0-9_|\s]+),/g) {
+    my ($name, $flags) = ($1, $2);
+
+    $directives{$name} = join(', ',
+        ($flags =~ /NGX_HTTP_MAIN_CONF/ ? 'http' : ()),
+        ($flags =~ /NGX_HTTP_SRV_CONF/ ? 'server' : ()),
+        ($flags =~ /NGX_HTTP_LOC_CONF/ ? 'location' : ()));
+}
+
+cmp_ok(scalar(keys %directives), '>=', 21, 'the directives are found');
+
+for my $name (sort keys %directives) {
+    my ($section) = $readme =~ /^### \Q$name\E\n(.*?)^##/ms;
+
+    ok($section, "$name is described") or next;
+
+    like($section, qr/\| Syntax \| \*\*\Q$name\E\*\*/, "$name: syntax");
+    like($section, qr/\| Default \| \S/, "$name: default");
+    my ($context) = $section =~ /\| Context \| (.*?) \|/;
+    is($context, $directives{$name}, "$name: context");
+}
+
+for ($readme =~ /^### (\w+)$/mg) {
+    ok($directives{$_}, "$_ is a directive");
+}
+
+# variables
+
+$source = $t->read_file("$root/src/module/ngx_http_referral_variables.c");
+
+for ($source =~ /ngx_string\("(referral_\w+)"\)/g) {
+    like($readme, qr/`\$\Q$_\E`/, "\$$_ is described");
+}
+
+# settings of the worker, with their defaults
+
+$source = $t->read_file("$root/src/worker/settings.c");
+
+my ($settings) = $source
+    =~ /referral_settings\[\] = \{\n(.*?)^\};/ms;
+my $n = 0;
+
+while ($settings =~ /\{ "(\w+)",.*?0?, (NULL|"[^"]*"), \w+, [^}]*\}/gs) {
+    my ($name, $default) = ($1, $2);
+
+    $default = $default eq 'NULL' ? 'required' : $default;
+    $default =~ tr/"//d;
+
+    like($readme, qr/^\| `\Q$name\E` \| \Q$default\E \|/m,
+         "setting $name, $default");
+    $n++;
+}
+
+cmp_ok($n, '>=', 9, 'the settings are found');
+
+# commands
+
+my $r = $t->referralctl('--help');
+my @commands = $r->{output} =~ /^  ([a-z]+ [a-z]+)  +\S/mg;
+
+cmp_ok(scalar(@commands), '>=', 13, 'the commands are found');
+
+for (@commands) {
+    like($readme, qr/`\Q$_\E\b/, "referralctl $_ is described");
+}
+
+# files and targets that it names
+
+for ($readme =~ m{(?<![\w/.-])((?:t|src|sql|tools|conf-examples)/[\w./-]*\w)}g)
+{
+    ok(-e "$root/$_", "$_ exists");
+}
+
+my $makefile = $t->read_file("$root/Makefile");
+
+for ($readme =~ /^ +make ([a-z-]+) /mg) {
+    like($makefile, qr/^\Q$_\E:/m, "make $_");
+}
+
+# links
+
+my %anchors = map { my $a = lc; $a =~ s/[^\w -]//g; $a =~ tr/ /-/; $a => 1 }
+              $readme =~ /^#+ (.*)$/mg;
+
+for ($readme =~ /\]\(#([^)]+)\)/g) {
+    ok($anchors{$_}, "#$_ leads somewhere");
+}
+
+# tokens
+
+my ($key) = $readme =~ /`(k1:[A-Za-z0-9+\/=]+)`/;
+my @tokens = $readme =~ /^ +(v1\.\S{60,})$/mg;
+
+is(scalar(@tokens), 2, 'two tokens');
+$t->write_file('key', "$key\n", 0600);
+
+for (@tokens) {
+    $r = $t->referralctl('token', 'verify', '--secret', $t->path('key'),
+                         '--max-age', '0', $_);
+    is($r->{status}, 0, 'a token verifies') or diag($r->{output});
+
+    (my $forged = $_) =~ s/SUMMER25/SUMMER26/;
+    $r = $t->referralctl('token', 'verify', '--secret', $t->path('key'),
+                         '--max-age', '0', $forged);
+    is($r->{status}, 1, 'a changed one does not');
+}
+
+$t->done();
