@@ -83,7 +83,7 @@ my %conf = (
                        city=town asn=as latitude=lat longitude=lon;
     },
     server => $server,
-    status => 1,
+    status => 1, $> == 0 ? (user => 'www-data') : (),
 );
 
 $t->nginx(%conf);

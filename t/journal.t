@@ -246,12 +246,46 @@ ok($t->wait_for(sub { (click() // '') ne '' }, 15),
    'the directory is back: so are ids');
 
 
-# verify: a stream of a worker that was killed ends where it ends
+# verify: a stream of a worker that was killed ends where it ends; a page of
+# zeros, as a power loss leaves it, is found before good records
 
 my $verify = $t->referralctl('journal', 'verify', '--journal', $journal);
 
 is($verify->{status}, 0, 'verify finds nothing wrong')
     or diag($verify->{output});
+
+my $lossy = $t->dir() . '/lossy';
+
+mkdir($lossy) or die "$lossy: $!\n";
+
+$t->reconfigure(%conf, workers => 1,
+                http => 'referral_journal %%DIR%%/lossy segment=256k;');
+
+my @ids = map { click() } 1 .. 100;
+
+$t->reconfigure(%conf, workers => 1);
+$t->wait_for(sub { my @pids = $t->workers(); return @pids == 1; }, 5);
+
+my ($segment) = grep { -s $_ > 12288 && !/spare/ } glob("$lossy/*/*.seg");
+
+open(my $fh, '+<:raw', $segment) or die "$segment: $!\n";
+seek($fh, 8192, 0);
+print $fh "\0" x 4096;
+close($fh);
+
+$verify = $t->referralctl('journal', 'verify', '--journal', $lossy);
+
+is($verify->{status}, 1, 'a zero page: verify says so')
+    or diag($verify->{output});
+
+my $export = $t->referralctl('journal', 'export', '--json', '--journal',
+                             $lossy);
+my %left = map { $_ => 1 } $export->{output} =~ /"id":"([0-9a-f-]{36})"/g;
+
+is($export->{status}, 1, 'a zero page: and so does export');
+cmp_ok(scalar(keys %left), '<', 100, 'a zero page: its records are lost');
+ok($left{$ids[0]}, 'a zero page: those before it are read');
+ok($left{$ids[99]}, 'a zero page: and those after it');
 
 
 # what nginx -t refuses, as the worker's user would find it

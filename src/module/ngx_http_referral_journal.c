@@ -261,6 +261,8 @@ ngx_http_referral_journal_open(ngx_http_referral_journal_t *j)
 {
     char  error[REFERRAL_ERROR_LEN];
 
+    ngx_http_referral_journal_log(j);
+
     if (referral_writer_open(&j->writer, &j->conf, error) != REFERRAL_OK) {
         j->writer = NULL;
 
