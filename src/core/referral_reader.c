@@ -73,7 +73,7 @@ referral_journal_open(referral_journal_t **jp, const char *path, char *error)
         return REFERRAL_ERROR;
     }
 
-    if (referral_journal_scan(j, error) != REFERRAL_OK) {
+    if (referral_journal_scan(j, error) == REFERRAL_ERROR) {
         referral_journal_close(j);
         return REFERRAL_ERROR;
     }
@@ -222,7 +222,7 @@ referral_journal_scan(referral_journal_t *j, char *error)
 
         if (rv != REFERRAL_OK && rc == REFERRAL_OK) {
             memcpy(error, text, REFERRAL_ERROR_LEN);
-            rc = rv;
+            rc = REFERRAL_AGAIN;
         }
 
         j->streams[n++] = s;

@@ -80,7 +80,10 @@ typedef struct {
 } referral_position_t;
 
 
-/* opens and scans; REFERRAL_ERROR with a sentence that names the path */
+/*
+ * Opens and scans; REFERRAL_ERROR with a sentence that names the path.  A
+ * stream that cannot be looked at is no error here.
+ */
 int referral_journal_open(referral_journal_t **j, const char *path,
     char *error);
 void referral_journal_close(referral_journal_t *j);
@@ -94,9 +97,12 @@ int referral_journal_lock(referral_journal_t *j, char *error);
 /*
  * Looks at the directory again: new streams appear, removed ones go,
  * segments and states are refreshed; positions stay.  Entries that are not
- * ours are skipped.  Streams keep their addresses until they go.  A stream
- * that cannot be looked at makes this REFERRAL_ERROR, after all the others
- * were looked at.
+ * ours are skipped.  Streams keep their addresses until they go.
+ *
+ *   REFERRAL_OK     as above
+ *   REFERRAL_AGAIN  the same, but a stream could not be looked at, which
+ *                   error[] names; reading it says so again
+ *   REFERRAL_ERROR  the directory could not be read
  */
 int referral_journal_scan(referral_journal_t *j, char *error);
 

@@ -81,7 +81,7 @@ ctl_journal_open(ctl_journal_t *j, const ctl_options_t *o, const char *name)
     }
 
     if (referral_journal_open(&j->journal, j->path, error) != REFERRAL_OK
-        || referral_journal_scan(j->journal, error) != REFERRAL_OK)
+        || referral_journal_scan(j->journal, error) == REFERRAL_ERROR)
     {
         ctl_error("%s", error);
         ctl_journal_close(j);
@@ -220,7 +220,12 @@ ctl_journal_walk(const ctl_journal_t *j, referral_stream_t *s, uint64_t from,
     }
 
     if (rc == REFERRAL_ERROR) {
-        ctl_error("%s", error);
+        ctl_journal_problem(s, w, sum, "", 0, 0, 0, error);
+
+        if (w->problem == NULL) {
+            ctl_error("%s", error);
+        }
+
         return REFERRAL_ERROR;
     }
 

@@ -65,7 +65,6 @@ ctl_journal_list(ctl_options_t *o)
         s = j.streams[i];
 
         if (ctl_journal_walk(&j, s, 0, &walk, &sum) != REFERRAL_OK) {
-            sum.problems++;
             rc = CTL_FOUND;
         }
 

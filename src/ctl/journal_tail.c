@@ -33,6 +33,7 @@ typedef struct {
 typedef struct {
     u_char                id[REFERRAL_UUID_LEN];
     unsigned              done:1;          /* read to its last record */
+    unsigned              failing:1;       /* and said so */
 } ctl_tail_stream_t;
 
 
@@ -99,7 +100,7 @@ ctl_journal_tail(ctl_options_t *o)
     rc = ctl_tail_begin(&t, o->lines);
     ctl_tail_print(&t, o->lines);
 
-    if (rc == CTL_DONE && o->follow) {
+    if (o->follow) {
         rc = ctl_tail_follow(&t);
     }
 
@@ -116,12 +117,14 @@ ctl_journal_tail(ctl_options_t *o)
 static int
 ctl_tail_begin(ctl_tail_t *t, uint64_t lines)
 {
-    int                  fresh;
+    int                  fresh, rc;
     size_t               i;
     uint64_t             from;
     ctl_journal_sum_t    sum;
     referral_stream_t   *s;
     ctl_journal_walk_t   walk;
+
+    rc = CTL_DONE;
 
     for (i = 0; i < t->journal.nstreams; i++) {
 
@@ -135,7 +138,8 @@ ctl_tail_begin(ctl_tail_t *t, uint64_t lines)
         if (ctl_journal_walk(&t->journal, s, from, &walk, &sum)
             != REFERRAL_OK)
         {
-            return CTL_FOUND;
+            rc = CTL_FOUND;
+            continue;
         }
 
         if (lines == 0) {
@@ -155,11 +159,11 @@ ctl_tail_begin(ctl_tail_t *t, uint64_t lines)
         if (ctl_journal_walk(&t->journal, s, from, &walk, &sum)
             != REFERRAL_OK)
         {
-            return CTL_FOUND;
+            rc = CTL_FOUND;
         }
     }
 
-    return CTL_DONE;
+    return rc;
 }
 
 
@@ -301,7 +305,7 @@ ctl_tail_follow(ctl_tail_t *t)
 
         if (n % CTL_TAIL_SCAN == 0
             && referral_journal_scan(t->journal.journal, error)
-               != REFERRAL_OK)
+               == REFERRAL_ERROR)
         {
             ctl_error("%s", error);
             return CTL_FOUND;
@@ -389,13 +393,22 @@ ctl_tail_read(ctl_tail_t *t, referral_stream_t *s, ctl_tail_stream_t *seen)
         }
 
         if (rc == REFERRAL_ERROR) {
-            ctl_error("%s", error);
-            return REFERRAL_ERROR;
+
+            /* the others go on, and this one may come back */
+
+            if (!seen->failing) {
+                ctl_error("%s", error);
+            }
+
+            seen->failing = 1;
+            break;
         }
 
         if (rc != REFERRAL_OK) {
             break;
         }
+
+        seen->failing = 0;
 
         if (referral_record_decode(&rec, frame.payload, frame.len, error)
             != REFERRAL_OK)

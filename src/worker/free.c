@@ -222,6 +222,7 @@ referral_free_age(referral_journal_stream_t *st, const char *name)
 static int
 referral_free_committed(const referral_journal_stream_t *st, size_t n)
 {
+    size_t                    i;
     uint64_t                  seq;
     const referral_stream_t  *s;
 
@@ -233,10 +234,12 @@ referral_free_committed(const referral_journal_stream_t *st, size_t n)
 
     seq = st->observed < st->base.seq ? st->observed : st->base.seq;
 
-    if (n + 1 < s->nused) {
-        return !s->segments[n + 1].damaged
-               && s->segments[n + 1].first > 0
-               && s->segments[n + 1].first - 1 <= seq;
+    /* a damaged one says nothing: what follows it does */
+
+    for (i = n + 1; i < s->nused; i++) {
+        if (!s->segments[i].damaged && s->segments[i].first > 0) {
+            return s->segments[i].first - 1 <= seq;
+        }
     }
 
     return s->state == REFERRAL_STREAM_FINAL && st->base.ended
@@ -282,9 +285,7 @@ referral_free_space(referral_source_journal_t *j)
         return;
     }
 
-    while (referral_journal_bytes(j->journal)
-           > limit - limit / 4 + j->unlinked)
-    {
+    while (referral_journal_bytes(j->journal) > limit - limit / 4) {
         found = NULL;
         oldest = 0;
 
@@ -318,13 +319,10 @@ referral_free_unlink(referral_source_journal_t *j,
 {
     char                 error[REFERRAL_ERROR_LEN], name[64];
     size_t               i;
-    uint64_t             before, size;
-    referral_segment_t  *seg;
+    uint64_t             before;
     referral_position_t  pos;
 
-    seg = &st->s->segments[n];
-    size = seg->allocated > seg->size ? seg->allocated : seg->size;
-    memcpy(name, seg->name, sizeof(name));
+    memcpy(name, st->s->segments[n].name, sizeof(name));
 
     /* what is freed is written down first: absent is then no damage */
 
@@ -343,10 +341,6 @@ referral_free_unlink(referral_source_journal_t *j,
                      st->base.name);
         return REFERRAL_ERROR;
     }
-
-    /* the journal's own figure stays that of its last scan */
-
-    j->unlinked += size;
 
     referral_log(REFERRAL_LOG_DEBUG, "segment-freed", NULL,
                  "stream=%s segment=%s why=%s", st->base.name, name, why);

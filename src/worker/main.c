@@ -26,6 +26,7 @@
 #define REFERRAL_WORKER_RETRY    2000      /* of the journal */
 #define REFERRAL_WORKER_FREE     1000
 #define REFERRAL_WORKER_SUMMARY  60000
+#define REFERRAL_WORKER_SWEEP    1000
 
 #define REFERRAL_WORKER_BATCHES  8         /* of one stream, in a row */
 
@@ -47,6 +48,7 @@ typedef struct {
 
     unsigned                   opened:1;   /* the journal */
     unsigned                   waiting:1;  /* for it, and said so */
+    unsigned                   replaced:1; /* its directory, and said so */
     unsigned                   behind:1;   /* the last sweep left some */
 } referral_worker_t;
 
@@ -59,6 +61,7 @@ static void referral_worker_reload(referral_worker_t *w);
 static int referral_worker_open(referral_worker_t *w);
 static int referral_worker_connect(referral_worker_t *w);
 static int referral_worker_sweep(referral_worker_t *w);
+static int referral_worker_scan(referral_worker_t *w);
 static int referral_worker_stream(referral_worker_t *w,
     referral_source_stream_t *st);
 static void referral_worker_save(referral_worker_t *w);
@@ -378,33 +381,33 @@ referral_worker_connect(referral_worker_t *w)
 static int
 referral_worker_sweep(referral_worker_t *w)
 {
-    int     rc, more;
-    char    error[REFERRAL_ERROR_LEN];
-    size_t  i, n;
+    int       rc, more;
+    size_t    i, n;
+    uint64_t  end;
 
-    if (w->journal.base.scan(&w->journal.base, error) != REFERRAL_OK) {
-
-        if (!w->waiting) {
-            referral_log(REFERRAL_LOG_ERROR, "journal-failed", error,
-                         "journal=%s", w->settings.journal);
-            w->waiting = 1;
-        }
-
-        return REFERRAL_AGAIN;
+    if (referral_worker_scan(w) != REFERRAL_OK) {
+        return REFERRAL_DONE;
     }
 
-    w->waiting = 0;
     more = 0;
     rc = referral_worker_regular(w);
 
-    /* a stream that fails must not keep the others from their turn */
+    /*
+     * A stream that fails must not keep the others from their turn, and many
+     * that are behind must not keep journal space from being freed.
+     */
 
     n = w->journal.base.nstreams;
-    w->turn++;
+    end = referral_now() + REFERRAL_WORKER_SWEEP;
 
     for (i = 0; rc != REFERRAL_ERROR && i < n && !referral_quit; i++) {
-        rc = referral_worker_stream(w,
-                                w->journal.base.streams[(w->turn + i) % n]);
+
+        if (referral_now() >= end) {
+            more = 1;
+            break;
+        }
+
+        rc = referral_worker_stream(w, w->journal.base.streams[++w->turn % n]);
         more |= rc == REFERRAL_OK;
     }
 
@@ -421,6 +424,62 @@ referral_worker_sweep(referral_worker_t *w)
     referral_notify_status(more ? "catching up" : "idle");
 
     return more ? REFERRAL_OK : REFERRAL_AGAIN;
+}
+
+
+/*
+ * When the path names another directory, the one that is open is read on
+ * until its writers have left it: what they wrote would be forgotten else.
+ */
+
+static int
+referral_worker_scan(referral_worker_t *w)
+{
+    char                error[REFERRAL_ERROR_LEN];
+    size_t              i;
+    referral_source_t  *src;
+
+    src = &w->journal.base;
+
+    if (src->scan(src, error) != REFERRAL_OK) {
+
+        if (!w->waiting) {
+            referral_log(REFERRAL_LOG_ERROR, "journal-failed", error,
+                         "journal=%s", w->settings.journal);
+            w->waiting = 1;
+        }
+
+        return REFERRAL_OK;
+    }
+
+    w->waiting = 0;
+
+    if (!w->journal.replaced) {
+        w->replaced = 0;
+        return REFERRAL_OK;
+    }
+
+    if (!w->replaced) {
+        referral_log(REFERRAL_LOG_WARN, "journal-replaced",
+                     "the path names another directory now: the old one is "
+                     "read to its end first, which nginx leaves at a reload",
+                     "journal=%s", w->settings.journal);
+        w->replaced = 1;
+    }
+
+    for (i = 0; i < src->nstreams; i++) {
+        if (!src->streams[i]->aside
+            && !(src->streams[i]->loaded && src->streams[i]->ended))
+        {
+            return REFERRAL_OK;
+        }
+    }
+
+    referral_source_journal_close(&w->journal);
+    w->opened = 0;
+    w->replaced = 0;
+
+    return REFERRAL_DONE;
 }
 
 

@@ -43,9 +43,17 @@ int
 referral_source_journal_open(referral_source_journal_t *j, const char *path,
     char *error)
 {
-    int  rc;
+    int          rc;
+    struct stat  sb;
 
     memset(j, 0, sizeof(referral_source_journal_t));
+
+    /* before it is opened: another directory later is found at once */
+
+    if (stat(path, &sb) == 0) {
+        j->dev = sb.st_dev;
+        j->ino = sb.st_ino;
+    }
 
     if (referral_journal_open(&j->journal, path, error) != REFERRAL_OK) {
         return REFERRAL_ERROR;
@@ -97,6 +105,7 @@ referral_source_journal_close(referral_source_journal_t *j)
 static int
 referral_source_journal_scan(referral_source_t *src, char *error)
 {
+    int                         rc;
     size_t                      i, n;
     referral_stream_t          *s;
     referral_source_journal_t  *j;
@@ -108,11 +117,15 @@ referral_source_journal_scan(referral_source_t *src, char *error)
         return REFERRAL_OK;
     }
 
-    if (referral_journal_scan(j->journal, error) != REFERRAL_OK) {
-        return REFERRAL_ERROR;
-    }
+    /* a stream that can not be looked at fails when it is read, alone */
 
-    j->unlinked = 0;
+    if (referral_journal_scan(j->journal, error) == REFERRAL_ERROR) {
+        rc = REFERRAL_ERROR;
+        j->scanned = 0;
+
+    } else {
+        rc = REFERRAL_OK;
+    }
 
     for (i = 0; i < src->nstreams; i++) {
         st = (referral_journal_stream_t *) src->streams[i];
@@ -142,7 +155,7 @@ referral_source_journal_scan(referral_source_t *src, char *error)
 
     referral_source_journal_sweep(j);
 
-    return REFERRAL_OK;
+    return rc;
 }
 
 
@@ -160,6 +173,7 @@ referral_source_journal_due(referral_source_journal_t *j)
     if (stat(j->path, &sb) == 0) {
         changed = (uint64_t) sb.st_mtim.tv_sec * 1000000000
                   + sb.st_mtim.tv_nsec;
+        j->replaced = (sb.st_dev != j->dev || sb.st_ino != j->ino);
     }
 
     if (j->scanned && changed == j->changed

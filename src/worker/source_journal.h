@@ -10,6 +10,8 @@
 #define _REFERRAL_SOURCE_JOURNAL_H_INCLUDED_
 
 
+#include <sys/types.h>
+
 #include "source.h"
 
 
@@ -42,8 +44,10 @@ typedef struct {
 
     uint64_t                    scanned;   /* when, monotonic ms */
     uint64_t                    changed;   /* mtime of the directory, ns */
-    uint64_t                    unlinked;  /* bytes since that scan */
     const char                 *path;
+    dev_t                       dev;       /* of the directory that is open */
+    ino_t                       ino;
+    unsigned                    replaced:1;  /* the path names another one */
 } referral_source_journal_t;
 
 
