@@ -18,6 +18,7 @@
 #define REFERRAL_MAINTAIN_PARTITIONS    3600000
 #define REFERRAL_MAINTAIN_HOUSEKEEPING  60000
 #define REFERRAL_MAINTAIN_RETENTION     3600000
+#define REFERRAL_MAINTAIN_AGAIN         60000   /* after a failure */
 
 #define REFERRAL_MAINTAIN_AHEAD         "3"     /* days */
 
@@ -27,6 +28,8 @@
 #define REFERRAL_MAINTAIN_FOLDS         20
 
 
+static int referral_maintain_failed(referral_pg_t *pg, const char *work,
+    int rc);
 static int referral_maintain_partitions(referral_pg_t *pg);
 static int referral_maintain_housekeeping(referral_pg_t *pg);
 static int referral_maintain_retention(referral_pg_t *pg);
@@ -45,35 +48,54 @@ referral_maintain_connected(referral_maintain_t *m)
 int
 referral_maintain(referral_maintain_t *m, referral_pg_t *pg)
 {
+    int       rc;
     uint64_t  now;
 
     now = referral_now();
+    rc = REFERRAL_OK;
 
     if (now >= m->partitions) {
-        m->partitions = now + REFERRAL_MAINTAIN_PARTITIONS;
-
-        if (referral_maintain_partitions(pg) != REFERRAL_OK) {
-            return REFERRAL_ERROR;
-        }
+        rc = referral_maintain_partitions(pg);
+        m->partitions = now + (rc == REFERRAL_OK
+                               ? REFERRAL_MAINTAIN_PARTITIONS
+                               : REFERRAL_MAINTAIN_AGAIN);
+        rc = referral_maintain_failed(pg, "partitions", rc);
     }
 
-    if (now >= m->housekeeping) {
+    if (rc == REFERRAL_OK && now >= m->housekeeping) {
         m->housekeeping = now + REFERRAL_MAINTAIN_HOUSEKEEPING;
-
-        if (referral_maintain_housekeeping(pg) != REFERRAL_OK) {
-            return REFERRAL_ERROR;
-        }
+        rc = referral_maintain_housekeeping(pg);
+        rc = referral_maintain_failed(pg, "housekeeping", rc);
     }
 
-    if (now >= m->retention) {
+    if (rc == REFERRAL_OK && now >= m->retention) {
         m->retention = now + REFERRAL_MAINTAIN_RETENTION;
 
-        if (pg->settings->retention_interactions[0] != '\0'
-            && referral_maintain_retention(pg) != REFERRAL_OK)
-        {
-            return REFERRAL_ERROR;
+        if (pg->settings->retention_interactions[0] != '\0') {
+            rc = referral_maintain_retention(pg);
         }
     }
+
+    return rc;
+}
+
+
+/*
+ * What the server refused is tried again later, and the clicks do not wait
+ * for it.  A lost connection is an error, as everywhere.
+ */
+
+static int
+referral_maintain_failed(referral_pg_t *pg, const char *work, int rc)
+{
+    if (rc == REFERRAL_OK || !referral_pg_connected(pg)) {
+        return rc;
+    }
+
+    referral_log(pg->class == REFERRAL_PG_RETRY ? REFERRAL_LOG_WARN
+                                                : REFERRAL_LOG_ERROR,
+                 "maintain-failed", pg->error, "work=%s sqlstate=%s", work,
+                 pg->sqlstate);
 
     return REFERRAL_OK;
 }
@@ -155,7 +177,7 @@ referral_maintain_retention(referral_pg_t *pg)
                           1, values, &res)
         != REFERRAL_OK)
     {
-        return REFERRAL_ERROR;
+        return referral_maintain_failed(pg, "retention", REFERRAL_ERROR);
     }
 
     n = PQntuples(res);

@@ -45,6 +45,7 @@ static int referral_pg_wait(referral_pg_t *pg, short events,
 static uint64_t referral_pg_deadline(const referral_pg_t *pg);
 static void referral_pg_result_error(referral_pg_t *pg, const PGresult *res);
 static void referral_pg_lost(referral_pg_t *pg, const char *what);
+static void referral_pg_refused(referral_pg_t *pg);
 static void referral_pg_notice(void *data, const PGresult *res);
 
 
@@ -205,6 +206,10 @@ referral_pg_start(referral_pg_t *pg, uint64_t *timeout)
 
     PQsetNoticeReceiver(pg->conn, referral_pg_notice, pg);
 
+    /* the only way to learn why a server refuses a connection */
+
+    (void) PQsetErrorVerbosity(pg->conn, PQERRORS_VERBOSE);
+
     return REFERRAL_OK;
 }
 
@@ -247,6 +252,8 @@ static int
 referral_pg_session(referral_pg_t *pg)
 {
     char  sql[512];
+
+    (void) PQsetErrorVerbosity(pg->conn, PQERRORS_DEFAULT);
 
     if (PQsetnonblocking(pg->conn, 1) == -1) {
         referral_pg_lost(pg, NULL);
@@ -687,7 +694,41 @@ referral_pg_lost(referral_pg_t *pg, const char *what)
 
     pg->class = REFERRAL_PG_RETRY;
 
+    if (what == NULL) {
+        referral_pg_refused(pg);
+    }
+
     referral_pg_close(pg);
+}
+
+
+/*
+ * The text of a refused connection is "SEVERITY:  SQLSTATE: message" and a
+ * line about the server's source; no other text has such a place.
+ */
+
+static void
+referral_pg_refused(referral_pg_t *pg)
+{
+    char  *p;
+
+    for (p = strstr(pg->error, ":  "); p; p = strstr(p + 1, ":  ")) {
+        if (strspn(p + 3, "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ") == 5
+            && p[8] == ':' && p[9] == ' ')
+        {
+            break;
+        }
+    }
+
+    if (p == NULL) {
+        return;
+    }
+
+    memcpy(pg->sqlstate, p + 3, 5);
+    pg->class = referral_pg_classify(pg->sqlstate, NULL);
+
+    memmove(p + 3, p + 10, strlen(p + 10) + 1);
+    p[strcspn(p, "\n")] = '\0';
 }
 
 

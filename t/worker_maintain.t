@@ -1,0 +1,82 @@
+#!/usr/bin/perl
+
+# Copyright (C) The nginx referral module authors
+#
+# Regular work that fails does not stop the clicks.
+
+use strict;
+use warnings;
+
+use Test::More;
+use Time::HiRes qw(sleep);
+use Referral::Test;
+
+my $t = Referral::Test->new();
+my $pg = $t->postgres();
+my $journal = $t->dir() . '/journal';
+
+mkdir($journal) or die;
+
+sub journal_write {
+    my $r = $t->run($t->build() . '/t/journal_write', '--journal', $journal,
+                    @_);
+    die $r->{output} if $r->{status};
+}
+
+sub rows_are {
+    my ($code, $expected, $name) = @_;
+    my $sql = "SELECT count(*) FROM referral.interaction WHERE code = '$code'";
+    $t->wait_for(sub { $pg->value($sql) >= $expected }, 10);
+    local $Test::Builder::Level = $Test::Builder::Level + 1;
+    is($pg->value($sql), $expected, $name);
+}
+
+# counters that can not be folded
+
+$pg->rows('ALTER TABLE referral.counter ADD CONSTRAINT nothing CHECK (false)');
+journal_write('--count', 5, '--code', 'FOLD');
+my $w = $t->worker();
+rows_are('FOLD', 5, 'clicks flow while counters are not folded');
+$w->restart();
+ok($t->wait_for(sub { $w->output() =~
+        /level=error event=maintain-failed work=housekeeping sqlstate=23514/ },
+   10), 'it is an error, and says which');
+journal_write('--count', 5, '--code', 'FOLD2');
+rows_are('FOLD2', 5, 'clicks flow after that, too');
+is($pg->value("SELECT sum(n) FROM referral.counters
+               WHERE code IN ('FOLD', 'FOLD2')"), 10, 'and are counted');
+unlike($w->output(), qr/postgres-failed/, 'Postgres has not failed');
+$pg->rows('ALTER TABLE referral.counter DROP CONSTRAINT nothing');
+
+# a table in the way of the partition of the day after tomorrow
+
+$w->stop();
+my $table = $pg->value("SELECT 'interaction_' || to_char(now() AT TIME ZONE
+                        'UTC' + interval '2 days', 'YYYYMMDD')");
+$pg->rows("DROP TABLE referral.$table");
+$pg->rows("CREATE TABLE referral.$table ()");
+$w->start();
+journal_write('--count', 5, '--code', 'AHEAD');
+rows_are('AHEAD', 5, 'clicks flow while a partition can not be made ahead');
+ok($t->wait_for(sub { $w->output() =~
+        /level=error event=maintain-failed work=partitions sqlstate=RF002/ },
+   10), 'which is an error');
+
+# a login that is refused is an alarm, not an outage
+
+$w->configure(%{ $w->{conf} }, postgres => $pg->conninfo(user => 'nobody1'));
+$w->hup();
+ok($t->wait_for(sub { $w->output() =~
+        /level=error event=postgres-failed .*sqlstate=28000 kind=alarm/ },
+   10), 'a role that is not there is an alarm');
+$w->configure(%{ $w->{conf} }, postgres => $pg->conninfo(user => 'edge')
+              . ' dbname=nothing');
+$w->hup();
+ok($t->wait_for(sub { $w->output() =~
+        /level=error event=postgres-failed .*sqlstate=3D000 kind=alarm/ },
+   10), 'and so is a database that is not');
+like($w->output(), qr/database \\"nothing\\" does not exist/,
+     'in plain words');
+unlike($w->output(), qr/LOCATION/, 'without the place in the source');
+
+$t->done();
