@@ -96,7 +96,7 @@ $pg->rows('ALTER DATABASE referral SET default_transaction_read_only = on');
 $pg->rows("SELECT pg_terminate_backend(pid) FROM pg_stat_activity
            WHERE application_name = 'referral-worker'");
 journal_write(5);
-ok($t->wait_for(sub { $w->output() =~ /session is read-only/ }, 10),
+ok($t->wait_for(sub { $w->output() =~ /session is read-only/ }, 30),
    'a read-only server is refused');
 is($pg->value('SELECT count(*) FROM referral.interaction'), $total - 5,
    'nothing written');
