@@ -2,7 +2,8 @@
 
 # Copyright (C) The nginx referral module authors
 #
-# Regular work that fails does not stop the clicks.
+# Regular work that fails does not stop the clicks; logins that are refused;
+# the watchdog in a long transaction.
 
 use strict;
 use warnings;
@@ -78,5 +79,24 @@ ok($t->wait_for(sub { $w->output() =~
 like($w->output(), qr/database \\"nothing\\" does not exist/,
      'in plain words');
 unlike($w->output(), qr/LOCATION/, 'without the place in the source');
+
+# thousands of short statements in one transaction are progress, too
+
+$w->stop();
+$pg->rows("ALTER TABLE referral.interaction ADD CONSTRAINT refused
+           CHECK (code <> 'REFUSED')");
+journal_write('--count', 3000, '--code', 'REFUSED');
+$w->configure(%{ $w->{conf} }, postgres => $pg->conninfo(user => 'edge'));
+$w->{env}{WATCHDOG_USEC} = 60_000;
+$w->start();
+ok($w->notified(qr/READY=1/), 'ready');
+my $fed = 0;
+$fed++ while $w->output() !~ /event=dead-letter/
+             && $w->notified(qr/WATCHDOG=1/, 1) && $fed < 1000;
+cmp_ok($fed, '>', 4, 'the watchdog is fed within a transaction');
+$t->wait_for(sub { $pg->value('SELECT count(*)
+                               FROM referral.dead_letter') == 3000 }, 10);
+is($pg->value('SELECT count(*) FROM referral.dead_letter'), 3000,
+   'which ends well');
 
 $t->done();
