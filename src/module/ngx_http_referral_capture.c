@@ -216,11 +216,11 @@ ngx_http_referral_capture_lookup(ngx_http_referral_ctx_t *ctx)
     switch (rc) {
 
     case NGX_AGAIN:
-        ctx->waiting = 1;
-
         if (ngx_http_referral_capture_wait(ctx) != NGX_OK) {
             return NGX_HTTP_INTERNAL_SERVER_ERROR;
         }
+
+        ctx->waiting = 1;
 
         /* the rewrite phase takes NGX_AGAIN for an answer */
 
@@ -252,6 +252,10 @@ ngx_http_referral_capture_wait(ngx_http_referral_ctx_t *ctx)
         ngx_post_event(c->read, &ngx_posted_events);
 
     } else if (ngx_handle_read_event(c->read, 0) != NGX_OK) {
+
+        /* the answer goes out now, perhaps slowly: no wake may come then */
+
+        ngx_http_referral_lookup_cancel(ctx);
         return NGX_ERROR;
     }
 
