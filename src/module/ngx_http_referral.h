@@ -176,6 +176,7 @@ struct ngx_http_referral_ctx_s {
     unsigned                      seen:1;          /* has a code to judge */
     unsigned                      judged:1;        /* verdict is final */
     unsigned                      busy:1;          /* over the miss limit */
+    unsigned                      limited:1;       /* same, not answered yet */
     unsigned                      committed:1;     /* tried, once */
     unsigned                      accepted:1;      /* appended, has an id */
     unsigned                      skip:1;          /* referral_skip said so */

@@ -227,15 +227,48 @@ ngx_http_referral_capture_lookup(ngx_http_referral_ctx_t *ctx)
         return NGX_DONE;
 
     case NGX_BUSY:
-        ctx->busy = 1;
 
-        (void) ngx_http_referral_add_header(ctx->request, "Retry-After", "1");
+        /* in a /r/ location another code wins, and that may be a hit */
 
-        return NGX_HTTP_TOO_MANY_REQUESTS;
+        ctx->limited = 1;
+
+        return NGX_DECLINED;
 
     default: /* NGX_OK, NGX_ERROR: the visitor gets the page in any case */
         return NGX_DECLINED;
     }
+}
+
+
+ngx_int_t
+ngx_http_referral_limited_handler(ngx_http_request_t *r)
+{
+    ngx_http_referral_ctx_t       *ctx;
+    ngx_http_referral_loc_conf_t  *rlcf;
+
+    if (r != r->main) {
+        return NGX_DECLINED;
+    }
+
+    ctx = ngx_http_referral_get_ctx(r);
+
+    if (ctx == NULL || !ctx->limited) {
+        return NGX_DECLINED;
+    }
+
+    /* once: the page for 429 comes here too */
+
+    ctx->limited = 0;
+
+    rlcf = ngx_http_get_module_loc_conf(r, ngx_http_referral_module);
+
+    if (rlcf->redirect) {
+        return NGX_DECLINED;
+    }
+
+    (void) ngx_http_referral_add_header(r, "Retry-After", "1");
+
+    return NGX_HTTP_TOO_MANY_REQUESTS;
 }
 
 
