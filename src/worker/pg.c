@@ -33,9 +33,18 @@
 #define REFERRAL_PG_OPTIONS     64
 
 
+typedef struct {
+    const u_char               *data;
+    size_t                      len;
+} referral_pg_rest_t;
+
+
 static int referral_pg_start(referral_pg_t *pg, uint64_t *timeout);
 static char *referral_pg_pick(const char *list, unsigned n, unsigned *count);
 static int referral_pg_session(referral_pg_t *pg);
+static int referral_pg_copy_rest(void *ctx, const u_char **data, size_t *len);
+static int referral_pg_put(referral_pg_t *pg, const u_char *data, size_t len,
+    uint64_t deadline);
 static int referral_pg_flush(referral_pg_t *pg, uint64_t deadline);
 static PGresult *referral_pg_next(referral_pg_t *pg, uint64_t deadline);
 static int referral_pg_finish(referral_pg_t *pg, PGresult **res,
@@ -401,10 +410,41 @@ int
 referral_pg_copy(referral_pg_t *pg, const char *sql, const u_char *data,
     size_t len)
 {
-    int        rc;
-    size_t     n;
-    uint64_t   deadline;
-    PGresult  *res;
+    referral_pg_rest_t  rest;
+
+    rest.data = data;
+    rest.len = len;
+
+    return referral_pg_copy_from(pg, sql, referral_pg_copy_rest, &rest);
+}
+
+
+static int
+referral_pg_copy_rest(void *ctx, const u_char **data, size_t *len)
+{
+    referral_pg_rest_t  *rest;
+
+    rest = ctx;
+
+    *data = rest->data;
+    *len = rest->len < REFERRAL_PG_PIECE ? rest->len : REFERRAL_PG_PIECE;
+
+    rest->data += *len;
+    rest->len -= *len;
+
+    return REFERRAL_OK;
+}
+
+
+int
+referral_pg_copy_from(referral_pg_t *pg, const char *sql,
+    referral_pg_more_pt more, void *ctx)
+{
+    int            rc;
+    size_t         len;
+    uint64_t       deadline;
+    PGresult      *res;
+    const u_char  *data;
 
     deadline = referral_pg_deadline(pg);
 
@@ -431,22 +471,18 @@ referral_pg_copy(referral_pg_t *pg, const char *sql, const u_char *data,
 
     PQclear(res);
 
-    while (len) {
-        n = len < REFERRAL_PG_PIECE ? len : REFERRAL_PG_PIECE;
+    for ( ;; ) {
 
-        rc = PQputCopyData(pg->conn, (const char *) data, (int) n);
-
-        if (rc == -1) {
-            referral_pg_lost(pg, NULL);
+        if (more(ctx, &data, &len) != REFERRAL_OK) {
+            referral_pg_lost(pg, "out of memory here");
             return REFERRAL_ERROR;
         }
 
-        if (rc == 1) {
-            data += n;
-            len -= n;
+        if (len == 0) {
+            break;
         }
 
-        if (referral_pg_flush(pg, deadline) != REFERRAL_OK) {
+        if (referral_pg_put(pg, data, len, deadline) != REFERRAL_OK) {
             return REFERRAL_ERROR;
         }
     }
@@ -469,6 +505,30 @@ referral_pg_copy(referral_pg_t *pg, const char *sql, const u_char *data,
     }
 
     return referral_pg_finish(pg, NULL, deadline);
+}
+
+
+static int
+referral_pg_put(referral_pg_t *pg, const u_char *data, size_t len,
+    uint64_t deadline)
+{
+    int  rc;
+
+    do {
+        rc = PQputCopyData(pg->conn, (const char *) data, (int) len);
+
+        if (rc == -1) {
+            referral_pg_lost(pg, NULL);
+            return REFERRAL_ERROR;
+        }
+
+        if (referral_pg_flush(pg, deadline) != REFERRAL_OK) {
+            return REFERRAL_ERROR;
+        }
+
+    } while (rc == 0);
+
+    return REFERRAL_OK;
 }
 
 

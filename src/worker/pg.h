@@ -85,6 +85,16 @@ int referral_pg_query(referral_pg_t *pg, const char *sql, int n,
 int referral_pg_copy(referral_pg_t *pg, const char *sql, const u_char *data,
     size_t len);
 
+/*
+ * The same of data that is made on the way, so that the server works
+ * meanwhile: more() sets the next piece, of no length at the end.
+ */
+typedef int (*referral_pg_more_pt)(void *ctx, const u_char **data,
+    size_t *len);
+
+int referral_pg_copy_from(referral_pg_t *pg, const char *sql,
+    referral_pg_more_pt more, void *ctx);
+
 /* ends a transaction that failed, when the connection still lives */
 int referral_pg_rollback(referral_pg_t *pg);
 
