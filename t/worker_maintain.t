@@ -11,6 +11,7 @@ use warnings;
 use Test::More;
 use Time::HiRes qw(sleep);
 use Referral::Test;
+use Referral::Test::Process;
 
 my $t = Referral::Test->new();
 my $pg = $t->postgres();
@@ -62,6 +63,27 @@ rows_are('AHEAD', 5, 'clicks flow while a partition can not be made ahead');
 ok($t->wait_for(sub { $w->output() =~
         /level=error event=maintain-failed work=partitions sqlstate=RF002/ },
    10), 'which is an error');
+
+# somebody else makes it at this moment, in a database of strict isolation
+
+$w->stop();
+$pg->rows("DROP TABLE referral.$table");
+$pg->rows("ALTER DATABASE referral
+           SET default_transaction_isolation = 'serializable'");
+my $maker = Referral::Test::Process->new(name => 'maker',
+    log => $t->dir() . '/maker.log',
+    argv => [ 'psql', '-X', '-d', $pg->conninfo(), '-c',
+              "BEGIN; SELECT referral.partition_ensure((now() AT TIME ZONE
+               'UTC')::date + 2); SELECT pg_sleep(2); COMMIT" ]);
+ok($t->wait_for(sub { $pg->value("SELECT count(*) FROM pg_locks
+                                  WHERE locktype = 'advisory'") }, 10),
+   'another one makes a partition');
+my $before = length($w->output());
+$w->start();
+journal_write('--count', 5, '--code', 'MAKER');
+rows_are('MAKER', 5, 'clicks wait for it');
+is($maker->wait(10), 0, 'it is made');
+unlike(substr($w->output(), $before), qr/maintain-failed/, 'and is no error');
 
 # a login that is refused is an alarm, not an outage
 

@@ -260,7 +260,7 @@ referral_pg_pick(const char *list, unsigned n, unsigned *count)
 static int
 referral_pg_session(referral_pg_t *pg)
 {
-    char  sql[512];
+    char  sql[640];
 
     (void) PQsetErrorVerbosity(pg->conn, PQERRORS_DEFAULT);
 
@@ -277,6 +277,8 @@ referral_pg_session(referral_pg_t *pg)
              " set_config('statement_timeout', '%llu', false),"
              " set_config('lock_timeout', '%llu', false),"
              " set_config('idle_in_transaction_session_timeout', '%llu',"
+             "            false),"
+             " set_config('default_transaction_isolation', 'read committed',"
              "            false),"
              " set_config('TimeZone', 'UTC', false),"
              " set_config('search_path', 'pg_catalog', false)",
