@@ -202,11 +202,4 @@ struct ngx_http_referral_ctx_s {
 extern ngx_module_t  ngx_http_referral_module;
 
 
-/* NULL when the request has none; works after internal redirects */
-ngx_http_referral_ctx_t *ngx_http_referral_get_ctx(ngx_http_request_t *r);
-
-/* makes it when there is none; NULL only without memory */
-ngx_http_referral_ctx_t *ngx_http_referral_make_ctx(ngx_http_request_t *r);
-
-
 #endif /* _NGX_HTTP_REFERRAL_H_INCLUDED_ */

@@ -33,8 +33,5 @@ void ngx_http_referral_capture_code(ngx_http_referral_ctx_t *ctx,
 /* a request that waits notices when its client goes away */
 ngx_int_t ngx_http_referral_capture_wait(ngx_http_referral_ctx_t *ctx);
 
-/* what the request's headers say, read once: signals, language, document */
-void ngx_http_referral_capture_headers(ngx_http_referral_ctx_t *ctx);
-
 
 #endif /* _NGX_HTTP_REFERRAL_CAPTURE_H_INCLUDED_ */

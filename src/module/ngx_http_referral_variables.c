@@ -8,6 +8,7 @@
 #include "ngx_http_referral_commit.h"
 #include "ngx_http_referral_cookie.h"
 #include "ngx_http_referral_filter.h"
+#include "ngx_http_referral_request.h"
 #include "ngx_http_referral_variables.h"
 
 
