@@ -55,6 +55,8 @@ static uint64_t referral_pg_deadline(const referral_pg_t *pg);
 static void referral_pg_result_error(referral_pg_t *pg, const PGresult *res);
 static void referral_pg_lost(referral_pg_t *pg, const char *what);
 static void referral_pg_refused(referral_pg_t *pg);
+static referral_pg_class_e referral_pg_classify(const char *sqlstate,
+    const char *constraint);
 static void referral_pg_notice(void *data, const PGresult *res);
 
 
@@ -794,7 +796,7 @@ referral_pg_refused(referral_pg_t *pg)
 }
 
 
-referral_pg_class_e
+static referral_pg_class_e
 referral_pg_classify(const char *sqlstate, const char *constraint)
 {
     size_t  i;

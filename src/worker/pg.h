@@ -98,8 +98,5 @@ int referral_pg_copy_from(referral_pg_t *pg, const char *sql,
 /* ends a transaction that failed, when the connection still lives */
 int referral_pg_rollback(referral_pg_t *pg);
 
-referral_pg_class_e referral_pg_classify(const char *sqlstate,
-    const char *constraint);
-
 
 #endif /* _REFERRAL_PG_H_INCLUDED_ */
