@@ -50,11 +50,16 @@
 #define NGX_HTTP_REFERRAL_DUPLICATE     10000  /* ms */
 
 
-typedef struct ngx_http_referral_redis_conf_s    ngx_http_referral_redis_conf_t;
-typedef struct ngx_http_referral_zone_conf_s     ngx_http_referral_zone_conf_t;
-typedef struct ngx_http_referral_limit_conf_s    ngx_http_referral_limit_conf_t;
-typedef struct ngx_http_referral_journal_conf_s  ngx_http_referral_journal_conf_t;
-typedef struct ngx_http_referral_geo_conf_s      ngx_http_referral_geo_conf_t;
+typedef struct ngx_http_referral_redis_conf_s
+    ngx_http_referral_redis_conf_t;
+typedef struct ngx_http_referral_zone_conf_s
+    ngx_http_referral_zone_conf_t;
+typedef struct ngx_http_referral_limit_conf_s
+    ngx_http_referral_limit_conf_t;
+typedef struct ngx_http_referral_journal_conf_s
+    ngx_http_referral_journal_conf_t;
+typedef struct ngx_http_referral_geo_conf_s
+    ngx_http_referral_geo_conf_t;
 
 
 typedef struct {
