@@ -24,9 +24,8 @@ mkdir($journal) or die;
 
 sub writer {
     my ($dir, @args) = @_;
-    my $r = $t->run("$build/t/journal_write", '--journal', $dir, @args);
-    die $r->{output} if $r->{status};
-    my ($stream) = $r->{output} =~ /^stream ([0-9a-f]{32})$/m or die;
+    my ($stream) = $t->journal_write($dir, @args)
+                   =~ /^stream ([0-9a-f]{32})$/m or die;
     return $stream;
 }
 

@@ -8,7 +8,6 @@
 use strict;
 use warnings;
 
-use IO::Handle;
 use Test::More;
 use Time::HiRes qw(sleep time);
 use Referral::Test;
@@ -30,21 +29,10 @@ sub fresh {
 }
 
 sub journal_write {
-    my $r = $t->run($t->build() . '/t/journal_write', '--journal', $journal,
-                    @_);
-    die $r->{output} if $r->{status};
-    return ($r->{output} =~ /^stream ([0-9a-f]{32})/m)[0];
+    return ($t->journal_write($journal, @_) =~ /^stream ([0-9a-f]{32})/m)[0];
 }
 
-sub hold {
-    my (@args) = @_;
-    unlink($t->dir() . '/hold.log');
-    open(my $in, '|-', 'exec ' . $t->build() . "/t/journal_write --journal"
-         . " $journal --hold @args >>" . $t->dir() . '/hold.log') or die;
-    $in->autoflush(1);
-    $t->wait_for(sub { ($t->read_file('hold.log') // '') =~ /appended/ }, 10);
-    return $in;
-}
+sub hold { $t->journal_hold($journal, @_) }
 
 sub segments { my @f = glob("$journal/*/0*.seg"); return @f }
 

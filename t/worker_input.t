@@ -18,12 +18,7 @@ my $journal = $t->dir() . '/journal';
 
 mkdir($journal) or die;
 
-sub journal_write {
-    my $r = $t->run($t->build() . '/t/journal_write', '--journal', $journal,
-                    @_);
-    die $r->{output} if $r->{status};
-    return $r->{output};
-}
+sub journal_write { $t->journal_write($journal, @_) }
 
 sub cursor_is {
     my ($expected, $name) = @_;

@@ -8,7 +8,6 @@
 use strict;
 use warnings;
 
-use IO::Handle;
 use Test::More;
 use Time::HiRes qw(sleep);
 use Referral::Test;
@@ -20,21 +19,10 @@ my $journal = $t->dir() . '/journal';
 mkdir($journal) or die;
 
 sub journal_write {
-    my $r = $t->run($t->build() . '/t/journal_write', '--journal', $journal,
-                    @_);
-    die $r->{output} if $r->{status};
-    return ($r->{output} =~ /^stream ([0-9a-f]{32})/m)[0];
+    return ($t->journal_write($journal, @_) =~ /^stream ([0-9a-f]{32})/m)[0];
 }
 
-sub hold {
-    my (@args) = @_;
-    unlink($t->dir() . '/hold.log');
-    open(my $in, '|-', 'exec ' . $t->build() . "/t/journal_write --journal"
-         . " $journal --hold @args >>" . $t->dir() . '/hold.log') or die;
-    $in->autoflush(1);
-    $t->wait_for(sub { ($t->read_file('hold.log') // '') =~ /appended/ }, 5);
-    return $in;
-}
+sub hold { $t->journal_hold($journal, @_) }
 
 sub rows_are {
     my ($code, $expected, $name) = @_;

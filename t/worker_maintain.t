@@ -19,11 +19,7 @@ my $journal = $t->dir() . '/journal';
 
 mkdir($journal) or die;
 
-sub journal_write {
-    my $r = $t->run($t->build() . '/t/journal_write', '--journal', $journal,
-                    @_);
-    die $r->{output} if $r->{status};
-}
+sub journal_write { $t->journal_write($journal, @_) }
 
 sub rows_are {
     my ($code, $expected, $name) = @_;

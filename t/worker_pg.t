@@ -24,9 +24,7 @@ mkdir($journal) or die;
 
 sub journal_write {
     my ($n, @args) = @_;
-    my $r = $t->run($t->build() . '/t/journal_write', '--journal', $journal,
-                    '--count', $n, @args);
-    die $r->{output} if $r->{status};
+    $t->journal_write($journal, '--count', $n, @args);
     $total += $n;
 }
 

@@ -7,7 +7,6 @@
 use strict;
 use warnings;
 
-use IO::Handle;
 use Test::More;
 use Time::HiRes qw(sleep);
 use Referral::Test;
@@ -19,20 +18,10 @@ my $journal = $t->dir() . '/journal';
 mkdir($journal) or die;
 
 sub journal_write {
-    my $r = $t->run($t->build() . '/t/journal_write', '--journal', $journal,
-                    @_);
-    die $r->{output} if $r->{status};
-    return ($r->{output} =~ /^stream ([0-9a-f]{32})/m)[0];
+    return ($t->journal_write($journal, @_) =~ /^stream ([0-9a-f]{32})/m)[0];
 }
 
-sub hold {
-    my (@args) = @_;
-    open(my $in, '|-', 'exec ' . $t->build() . "/t/journal_write --journal"
-         . " $journal --hold @args >>" . $t->dir() . '/hold.log') or die;
-    $in->autoflush(1);
-    $t->wait_for(sub { ($t->read_file('hold.log') // '') =~ /appended/ }, 5);
-    return $in;
-}
+sub hold { $t->journal_hold($journal, @_) }
 
 sub value { $pg->value(@_) }
 
@@ -108,7 +97,6 @@ close($in);
 
 # more in Postgres than in a live stream
 
-unlink($t->dir() . '/hold.log');
 $in = hold('--count', 20, '--code', 'LIVE');
 rows_are(387, 'another live stream');
 $one->stop();

@@ -126,11 +126,15 @@ Called again without a name, it returns the same one.
     $t->records($n)         hashes of referralctl journal export --json, by
                             time; waits until there are at least $n
     $t->referralctl(@args)  { status, output }
+    $t->journal_write($journal, @args)  what build/t/journal_write printed
+    my $in = $t->journal_hold($journal, @args)   the same, its stream stays
+                            live; print $in "5\n" appends 5 more
     my $pg = $t->postgres(fsync => 1, conf => {...}, migrate => 0)
     $pg->rows($sql) ->value($sql) ->try($sql) ->conninfo(user => ...)
     ->stop ->start ->restart ->pid ->log
     my $w = $t->worker(setting => value, ...)   journal and postgres (as "edge",
-                            a member of referral_worker) are preset; name => '...', env => {...}, start_later => 1
+                            a member of referral_worker) are preset;
+                            name => '...', env => {...}, start_later => 1
     $w->stop ->start ->restart ->kill9 ->pause ->resume ->hup ->output
     ->configure(all settings) ->notified(qr/READY=1/)
 
@@ -155,6 +159,7 @@ use Time::HiRes qw(sleep time);
 
 use Referral::Test::Geo;
 use Referral::Test::Http;
+use Referral::Test::Journal;
 use Referral::Test::Nginx;
 use Referral::Test::Postgres;
 use Referral::Test::Process;
@@ -166,7 +171,8 @@ use Referral::Test::Worker;
 
 use constant PORTS => (23000 .. 29999);
 
-our @ISA = qw(Referral::Test::Nginx Referral::Test::Geo);
+our @ISA = qw(Referral::Test::Nginx Referral::Test::Geo
+              Referral::Test::Journal);
 
 *alive = \&Referral::Test::Nginx::alive;
 *last_lines = \&Referral::Test::Nginx::last_lines;
