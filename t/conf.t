@@ -237,7 +237,7 @@ my @errors = (
            [ "referral_cookie $line", "referral_cookie $line;", $message ] }
      [ 'off path=/', qr/"referral_cookie off" takes no parameters/ ],
      [ '""', qr/the name is empty/ ],
-     [ 'a=b', qr/the name has a character that cookie names can not/ ],
+     [ 'a=b', qr/the name has a character that cookie names cannot/ ],
      [ '"a b"', qr/the name has a character/ ],
      [ '_ref secure', qr/it has no "="/ ],
      [ '_ref age=1', qr/invalid parameter "age=1" .*there are "domain"/ ],

@@ -243,7 +243,7 @@ my $r = $t->nginx_test(%conf);
 
 is($r->{status}, 0, 'nginx -t passes without a database');
 like($r->{output} . $t->read_file('error.log'),
-     qr/asn\.mmdb": No such file.* until this is mended/, 'but warns');
+     qr/asn\.mmdb": No such file.* until this is put right/, 'but warns');
 
 $t->reload();
 

@@ -14,7 +14,7 @@
  *         crc32c u32 | length u32 | number u64 | payload | padding
  *
  * The checksum is seeded with the segment's salt and covers length, number
- * and payload: bytes inside a payload can not pass for a frame.  Payload and
+ * and payload: bytes inside a payload cannot pass for a frame.  Payload and
  * number are stored first; checksum and length, one aligned 64-bit word, are
  * published last.  A zero word means: not written yet.
  */

@@ -14,7 +14,7 @@ static size_t referral_utf8_sequence(const u_char *p, size_t len, int *good);
 
 /*
  * Length of the well-formed sequence at p (Unicode table 3-7), or, when
- * *good becomes 0, of the maximal part that can not be continued.
+ * *good becomes 0, of the maximal part that cannot be continued.
  */
 
 static size_t

@@ -142,8 +142,7 @@ static const ctl_command_t  ctl_commands[] = {
       CTL_OPT_SECRET|CTL_OPT_MAX_AGE|CTL_OPT_JSON, 1, 1, ctl_token_verify,
       "Exits with 1 when the token is malformed, forged or too old, or its\n"
       "key is unknown.  TOKEN - is read from standard input.\n",
-      "  referralctl token verify --secret /etc/nginx/referral.keys v1.a...\n"
-    },
+      "  referralctl token verify --secret /etc/nginx/referral.secret -\n" },
 
     { "secret", "new", "[ID]",
       "print a new line for a secret file, with 32 random bytes",
@@ -151,7 +150,7 @@ static const ctl_command_t  ctl_commands[] = {
       "The first line of the file signs, all verify: put a new key first,\n"
       "reload nginx, and remove the old one when its tokens have expired.\n"
       "ID is 1 to 16 of A-Z a-z 0-9 _ -; without it the date.\n",
-      "  (umask 077; referralctl secret new > referral.keys)\n" },
+      "  (umask 077; referralctl secret new > referral.secret)\n" },
 
     { NULL, NULL, NULL, NULL, 0, 0, 0, NULL, NULL, NULL }
 };

@@ -267,7 +267,7 @@ ctl_redis_refused(ctl_redis_t *r, const char *reply)
 {
     size_t  i;
 
-    /* what says that this server can not be used, now or as this user */
+    /* what says that this server cannot be used, now or as this user */
 
     static const struct {
         const char  *prefix;

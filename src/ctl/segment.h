@@ -43,7 +43,7 @@ typedef struct {
 } ctl_segment_scan_t;
 
 
-/* REFERRAL_ERROR with a sentence when the file can not be read */
+/* REFERRAL_ERROR with a sentence when the file cannot be read */
 int ctl_segment_scan(ctl_segment_t *seg, const char *path,
     const ctl_segment_scan_t *scan, char *error);
 

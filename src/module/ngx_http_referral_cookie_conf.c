@@ -422,7 +422,7 @@ ngx_http_referral_cookie_chars(ngx_http_referral_cookie_attrs_t *attrs)
         ch = name->data[i];
 
         if (ch <= ' ' || ch >= 0x7f || ngx_strchr("()<>@,;:\\\"/[]?={}", ch)) {
-            return "the name has a character that cookie names can not have";
+            return "the name has a character that cookie names cannot have";
         }
     }
 

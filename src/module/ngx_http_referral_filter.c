@@ -31,7 +31,7 @@ static ngx_http_output_header_filter_pt  ngx_http_next_header_filter;
 
 /*
  * Runs after nginx's headers filter: what "expires" and "add_header" made is
- * seen here, and can not undo what is decided here.
+ * seen here, and cannot undo what is decided here.
  */
 
 static ngx_int_t

@@ -4,7 +4,7 @@
  *
  * Places of addresses, from databases in MaxMind's format.  A database is
  * copied into sealed memory, validated and swapped in by a timer, so a file
- * that is replaced, truncated or overwritten can not hurt a worker.
+ * that is replaced, truncated or overwritten cannot hurt a worker.
  */
 
 

@@ -293,7 +293,8 @@ ngx_http_referral_geo_load_now(ngx_conf_t *cf, ngx_http_referral_geo_db_t *db)
     }
 
     ngx_conf_log_error(NGX_LOG_WARN, cf, 0,
-                       "%s, geo data are empty until this is mended", error);
+                       "%s; clicks have no place until this is put right",
+                       error);
 
     /* the workers know that this was said */
 

@@ -565,7 +565,7 @@ ngx_http_referral_lookup_reply(ngx_http_referral_lookup_op_t *op,
 
 
 /*
- * A code that can not be used as it is written counts as switched off.  The
+ * A code that cannot be used as it is written counts as switched off.  The
  * zone keeps it, so this is logged once for each read and not for each click.
  */
 

@@ -3,7 +3,7 @@
  * Copyright (C) The nginx referral module authors
  *
  * Loading a database of MaxMind's format: the file is copied into sealed
- * memory and verified there, so what happens to the file afterwards can not
+ * memory and verified there, so what happens to the file afterwards cannot
  * hurt a worker that has the copy mapped.
  */
 

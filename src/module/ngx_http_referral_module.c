@@ -488,7 +488,7 @@ ngx_http_referral_merge_names(ngx_conf_t *cf,
 }
 
 
-/* what a server that sees referrals can not do without */
+/* what a server that sees referrals cannot do without */
 
 static char *
 ngx_http_referral_check_srv(ngx_conf_t *cf, ngx_http_referral_srv_conf_t *conf)
@@ -513,13 +513,13 @@ ngx_http_referral_check_srv(ngx_conf_t *cf, ngx_http_referral_srv_conf_t *conf)
     } else if (rmcf->journal == NULL) {
         missing = "\"referral_journal\" is missing: say where clicks are "
                   "written, for example \"referral_journal "
-                  "/var/lib/nginx/referral;\" in \"http\"";
+                  "/var/lib/referral/journal;\" in \"http\"";
 
     } else if (conf->cookie->name.len && rmcf->keyring == NULL) {
         missing = "\"referral_secret\" is missing: the attribution cookie is "
                   "signed with the keys of that file; add \"referral_secret "
-                  "/etc/nginx/referral.key;\" in \"http\", or do without the "
-                  "cookie: \"referral_cookie off;\"";
+                  "/etc/nginx/referral.secret;\" in \"http\", or do without "
+                  "the cookie: \"referral_cookie off;\"";
 
     } else if (conf->cookie->name.len
                && conf->consent_not_required == NGX_CONF_UNSET)

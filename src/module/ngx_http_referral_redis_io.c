@@ -46,7 +46,7 @@ static void *ngx_http_referral_redis_array(const redisReadTask *task,
 
 
 /*
- * What a server says when it can not serve reads now, or not to us.  No
+ * What a server says when it cannot serve reads now, or not to us.  No
  * command would fare better, so the link is given up and tried again later.
  */
 

@@ -5,6 +5,7 @@
 
 
 #include "ngx_http_referral_journal.h"
+#include "ngx_http_referral_request.h"
 #include "ngx_http_referral_stat.h"
 #include "ngx_http_referral_status.h"
 #include "ngx_http_referral_zone.h"
@@ -142,7 +143,6 @@ ngx_http_referral_status_handler(ngx_http_request_t *r)
     ngx_int_t                       rc;
     ngx_buf_t                      *b;
     ngx_chain_t                     out;
-    ngx_table_elt_t                *h;
     ngx_http_referral_stat_t       *slots, sum;
     ngx_http_referral_main_conf_t  *rmcf;
 
@@ -162,7 +162,7 @@ ngx_http_referral_status_handler(ngx_http_request_t *r)
 
     slots = ngx_http_referral_zone_stat(rmcf->zone);
 
-    if (slots) {
+    if (slots != NULL) {
         ngx_http_referral_status_sum(&sum, slots);
     }
 
@@ -180,11 +180,11 @@ ngx_http_referral_status_handler(ngx_http_request_t *r)
 
     /* no server may have the module on */
 
-    if (rmcf->zone) {
+    if (rmcf->zone != NULL) {
         p = ngx_http_referral_status_zone(p, last, rmcf->zone);
     }
 
-    if (rmcf->journal) {
+    if (rmcf->journal != NULL) {
         p = ngx_http_referral_status_journal(p, last, rmcf->journal);
     }
 
@@ -192,15 +192,9 @@ ngx_http_referral_status_handler(ngx_http_request_t *r)
     b->last_buf = (r == r->main) ? 1 : 0;
     b->last_in_chain = 1;
 
-    h = ngx_list_push(&r->headers_out.headers);
-    if (h == NULL) {
+    if (ngx_http_referral_add_header(r, "Cache-Control", "no-store") == NULL) {
         return NGX_HTTP_INTERNAL_SERVER_ERROR;
     }
-
-    h->hash = 1;
-    ngx_str_set(&h->key, "Cache-Control");
-    ngx_str_set(&h->value, "no-store");
-    ngx_http_referral_header_init(h);
 
     r->headers_out.status = NGX_HTTP_OK;
     r->headers_out.content_length_n = b->last - b->pos;

@@ -460,7 +460,7 @@ ngx_http_referral_zone_touch(ngx_http_referral_zone_sh_t *sh,
 
 /*
  * Replies of Redis may be older than what is known already: a replica that
- * lags, a restored dump.  What can not be served any more is no argument.
+ * lags, a restored dump.  What cannot be served any more is no argument.
  */
 
 static ngx_uint_t

@@ -74,7 +74,7 @@ static const char  usage[] =
     "usage: referral-worker -c FILE [-t]\n"
     "\n"
     "  -c FILE    settings, \"name = value\" a line\n"
-    "  -t         test the settings and leave\n"
+    "  -t         test the settings and exit\n"
     "  -V         print the version\n"
     "  -h         this text\n";
 

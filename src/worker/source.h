@@ -56,7 +56,7 @@ struct referral_source_s {
     int (*next)(referral_source_t *src, referral_source_stream_t *st,
         referral_frame_t *frame, char *error);
 
-    /* 1 when record seq was here and is freed: it can not be compared */
+    /* 1 when record seq was here and is freed: it cannot be compared */
     int (*freed)(referral_source_t *src, referral_source_stream_t *st,
         uint64_t seq);
 
