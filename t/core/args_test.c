@@ -12,25 +12,13 @@
 #include <cmocka.h>
 
 #include "referral_args.h"
+#include "str_aid.h"
 
 
 static void args_pieces(void **state);
 static void args_decodes(void **state);
 static void args_names(void **state);
 static void args_removes(void **state);
-static referral_str_t str(const char *s);
-
-
-static referral_str_t
-str(const char *s)
-{
-    referral_str_t  v;
-
-    v.len = strlen(s);
-    v.data = (u_char *) s;
-
-    return v;
-}
 
 
 static void

@@ -13,6 +13,7 @@
 
 #include "referral_destination.h"
 #include "referral_rule.h"
+#include "str_aid.h"
 
 
 static void destination_accepts(void **state);
@@ -24,25 +25,12 @@ static void destination_passes_utm(void **state);
 static void destination_drops(void **state);
 static void destination_own_wins(void **state);
 static void destination_escapes(void **state);
-static referral_str_t str(const char *s);
 static void prepare(referral_destination_t *d);
 static void check(referral_destination_t *d, const char *url,
     const char *args, const char *expected);
 
 
 static char  error[REFERRAL_ERROR_LEN];
-
-
-static referral_str_t
-str(const char *s)
-{
-    referral_str_t  v;
-
-    v.len = strlen(s);
-    v.data = (u_char *) s;
-
-    return v;
-}
 
 
 static void

@@ -12,6 +12,7 @@
 #include <cmocka.h>
 
 #include "referral_rule.h"
+#include "str_aid.h"
 
 
 static void rule_fields(void **state);
@@ -21,23 +22,10 @@ static void rule_refuses(void **state);
 static void rule_limits(void **state);
 static void rule_checks_the_whole(void **state);
 static void rule_judges(void **state);
-static referral_str_t str(const char *s);
 static int set(referral_rule_t *rule, unsigned field, const char *value);
 
 
 static char  error[REFERRAL_ERROR_LEN];
-
-
-static referral_str_t
-str(const char *s)
-{
-    referral_str_t  v;
-
-    v.len = strlen(s);
-    v.data = (u_char *) s;
-
-    return v;
-}
 
 
 static int
