@@ -328,7 +328,7 @@ ctl_options_help(unsigned bits)
 
         printf("%s", p);
 
-        if (opt->env) {
+        if (opt->env != NULL) {
             printf("\n%29s(environment: %s)", "", opt->env);
         }
 

@@ -117,7 +117,7 @@ ngx_http_referral_miss_limit(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
 
     rmcf = ngx_http_conf_get_module_main_conf(cf, ngx_http_referral_module);
 
-    if (rmcf->limit) {
+    if (rmcf->limit != NULL) {
         return "is duplicate";
     }
 

@@ -146,7 +146,7 @@ ngx_http_referral_lookup(ngx_http_referral_ctx_t *ctx)
         return NGX_OK;
     }
 
-    if (op) {
+    if (op != NULL) {
 
         /* who joins costs Redis nothing, so no budget either */
 
@@ -455,7 +455,7 @@ ngx_http_referral_lookup_reply_handler(void *data, redisReply *reply)
 
     rc = NGX_ERROR;
 
-    if (reply) {
+    if (reply != NULL) {
         rc = ngx_http_referral_lookup_reply(op, reply, &rule);
     }
 
@@ -595,7 +595,7 @@ ngx_http_referral_lookup_answer(ngx_http_referral_ctx_t *ctx,
     u_char                    *p;
     ngx_http_referral_rule_t  *r;
 
-    if (rule) {
+    if (rule != NULL) {
         r = ngx_pcalloc(ctx->request->pool, sizeof(ngx_http_referral_rule_t));
         p = ngx_pnalloc(ctx->request->pool,
                         rule->url.len + rule->campaign.len + 1);

@@ -318,7 +318,7 @@ ngx_http_referral_mmdb_verify_record(uint8_t type, MMDB_entry_s *entry,
 
     rc = MMDB_get_entry_data_list(entry, &list);
 
-    if (list) {
+    if (list != NULL) {
         MMDB_free_entry_data_list(list);
     }
 

@@ -115,7 +115,7 @@ ngx_http_referral_redis_destroy(ngx_http_referral_redis_t *link)
         ngx_free(op);
     }
 
-    if (link->out) {
+    if (link->out != NULL) {
         ngx_free(link->out);
     }
 
@@ -516,7 +516,7 @@ ngx_http_referral_redis_close(ngx_http_referral_redis_t *link)
 
     c = link->peer.connection;
 
-    if (c) {
+    if (c != NULL) {
         link->peer.connection = NULL;
         ngx_close_connection(c);
     }
@@ -529,12 +529,12 @@ ngx_http_referral_redis_close(ngx_http_referral_redis_t *link)
         ngx_del_timer(&link->retry);
     }
 
-    if (link->reader) {
+    if (link->reader != NULL) {
         redisReaderFree(link->reader);
         link->reader = NULL;
     }
 
-    if (link->out) {
+    if (link->out != NULL) {
         ngx_explicit_memzero(link->out, link->last - link->out);
         link->pos = link->out;
         link->last = link->out;

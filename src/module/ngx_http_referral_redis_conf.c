@@ -38,7 +38,7 @@ ngx_http_referral_redis(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
 
     rmcf = ngx_http_conf_get_module_main_conf(cf, ngx_http_referral_module);
 
-    if (rmcf->redis) {
+    if (rmcf->redis != NULL) {
         return "is duplicate";
     }
 

@@ -423,7 +423,7 @@ ngx_http_referral_redis_append(ngx_http_referral_redis_t *link,
             return NGX_ERROR;
         }
 
-        if (link->out) {
+        if (link->out != NULL) {
             ngx_memcpy(p, link->pos, used);
 
             ngx_explicit_memzero(link->out, link->last - link->out);

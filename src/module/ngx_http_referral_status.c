@@ -289,12 +289,12 @@ ngx_http_referral_status_counters(u_char *p, u_char *last,
     for (c = ngx_http_referral_counters; c->name; c++) {
         value = (ngx_atomic_t *) ((u_char *) stat + c->offset);
 
-        if (c->help) {
+        if (c->help != NULL) {
             p = ngx_http_referral_status_head(p, last, c->name, "counter",
                                               c->help);
         }
 
-        if (c->label) {
+        if (c->label != NULL) {
             p = ngx_slprintf(p, last, "referral_%s{%s=\"%s\"} %uA\n",
                              c->name, c->label, c->value, *value);
 

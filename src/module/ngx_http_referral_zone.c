@@ -203,7 +203,7 @@ ngx_http_referral_zone_set(ngx_http_referral_zone_conf_t *zcf,
     list = rule ? &sh->present : &sh->absent;
     len = code->len;
 
-    if (rule) {
+    if (rule != NULL) {
         len += sizeof(zr) + rule->url.len + rule->campaign.len;
     }
 
@@ -211,7 +211,7 @@ ngx_http_referral_zone_set(ngx_http_referral_zone_conf_t *zcf,
 
     zc = ngx_http_referral_zone_find(sh, hash, code);
 
-    if (zc) {
+    if (zc != NULL) {
         if (ngx_http_referral_zone_older(zcf, zc, rule, now)) {
             ngx_shmtx_unlock(&zcf->shpool->mutex);
             return;
@@ -238,7 +238,7 @@ ngx_http_referral_zone_set(ngx_http_referral_zone_conf_t *zcf,
     ngx_http_referral_zone_open(&cursor, zc);
     ngx_http_referral_zone_write(&cursor, code->data, code->len);
 
-    if (rule) {
+    if (rule != NULL) {
         zc->url_len = (uint16_t) rule->url.len;
         zc->campaign_len = (uint8_t) rule->campaign.len;
         zc->state = (uint8_t) rule->state;
@@ -365,7 +365,7 @@ ngx_http_referral_zone_usage(ngx_http_referral_zone_conf_t *zcf,
 ngx_http_referral_stat_t *
 ngx_http_referral_zone_stat(ngx_http_referral_zone_conf_t *zcf)
 {
-    return (zcf && zcf->sh) ? zcf->sh->stat : NULL;
+    return (zcf != NULL && zcf->sh != NULL) ? zcf->sh->stat : NULL;
 }
 
 
@@ -547,7 +547,7 @@ ngx_http_referral_zone_alloc(ngx_http_referral_zone_conf_t *zcf,
 
         p = ngx_slab_alloc_locked(zcf->shpool, NGX_HTTP_REFERRAL_ZONE_BLOCK);
 
-        if (p) {
+        if (p != NULL) {
             return p;
         }
 
@@ -744,7 +744,7 @@ ngx_http_referral_zone_read(ngx_http_referral_zone_cursor_t *cursor,
 
         n = ngx_min(len, (size_t) (cursor->end - cursor->pos));
 
-        if (p) {
+        if (p != NULL) {
             p = ngx_cpymem(p, cursor->pos, n);
         }
 

@@ -136,7 +136,7 @@ char *
 ngx_http_referral_zone_init_conf(ngx_conf_t *cf,
     ngx_http_referral_main_conf_t *rmcf)
 {
-    if (rmcf->zone) {
+    if (rmcf->zone != NULL) {
         return NGX_CONF_OK;
     }
 
@@ -201,7 +201,7 @@ ngx_http_referral_zone(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
 
     rmcf = ngx_http_conf_get_module_main_conf(cf, ngx_http_referral_module);
 
-    if (rmcf->zone) {
+    if (rmcf->zone != NULL) {
         return "is duplicate";
     }
 
