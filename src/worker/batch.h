@@ -111,7 +111,7 @@ void referral_batch_rewind(referral_batch_t *b);
 int referral_batch_more(referral_batch_t *b, int32_t stream,
     const u_char **data, size_t *len);
 
-/* encodes all the rest, when it is final what is a row */
+/* encodes the rest, once it is settled which items are rows */
 int referral_batch_encode_rest(referral_batch_t *b, int32_t stream);
 
 /* a COPY of items first to first + n - 1, rows only, into *out */

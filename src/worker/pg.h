@@ -86,8 +86,8 @@ int referral_pg_copy(referral_pg_t *pg, const char *sql, const u_char *data,
     size_t len);
 
 /*
- * The same of data that is made on the way, so that the server works
- * meanwhile: more() sets the next piece, of no length at the end.
+ * The same with data that is made while the server takes what it has: more()
+ * sets the next piece, one of length 0 at the end.
  */
 typedef int (*referral_pg_more_pt)(void *ctx, const u_char **data,
     size_t *len);
