@@ -596,8 +596,8 @@ static int
 ctl_db_apply(PGconn *pg, const ctl_migrations_t *m, ctl_migration_t *f)
 {
     int          rc;
-    PGresult    *res;
     char         version[16];
+    PGresult    *res;
     const char  *params[1];
 
     rc = ctl_pg_run(pg, "RESET ALL; SET lock_timeout = '10s';"

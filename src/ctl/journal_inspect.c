@@ -80,8 +80,8 @@ static const ctl_column_t  ctl_inspect_columns[] = {
 int
 ctl_journal_inspect(ctl_options_t *o)
 {
-    struct stat  st;
     const char  *name;
+    struct stat  st;
 
     name = o->argv[0];
 

@@ -90,8 +90,8 @@ ctl_token_verify(ctl_options_t *o)
 static int
 ctl_token_keys(const ctl_options_t *o, referral_keyring_t *ring)
 {
-    char    *text, error[REFERRAL_ERROR_LEN];
     int      rc;
+    char    *text, error[REFERRAL_ERROR_LEN];
     FILE    *f;
     size_t   len;
 
@@ -241,8 +241,8 @@ ctl_secret_new(ctl_options_t *o)
     char         id[REFERRAL_KEY_ID_LEN + 1], text[64];
     u_char       key[CTL_SECRET_BYTES];
     time_t       now;
-    struct tm    tm;
     json_t      *json;
+    struct tm    tm;
     const char  *p;
 
     if (o->argc) {

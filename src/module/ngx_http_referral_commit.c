@@ -333,8 +333,8 @@ ngx_http_referral_commit_person(ngx_http_referral_ctx_t *ctx,
 ngx_uint_t
 ngx_http_referral_commit_remembers(ngx_http_referral_ctx_t *ctx)
 {
-    ngx_http_referral_main_conf_t  *rmcf;
     ngx_http_referral_srv_conf_t   *rscf;
+    ngx_http_referral_main_conf_t  *rmcf;
 
     rmcf = ngx_http_get_module_main_conf(ctx->request,
                                          ngx_http_referral_module);

@@ -34,8 +34,8 @@ ngx_http_referral_cookie_read(ngx_http_referral_ctx_t *ctx)
     ngx_uint_t                      i, tries;
     ngx_list_part_t                *part;
     ngx_table_elt_t                *h;
-    ngx_http_referral_main_conf_t  *rmcf;
     ngx_http_referral_srv_conf_t   *rscf;
+    ngx_http_referral_main_conf_t  *rmcf;
 
     /* who says no is not told by the cookie of a time when he said yes */
 
@@ -137,8 +137,8 @@ ngx_http_referral_cookie_try(ngx_http_referral_ctx_t *ctx, u_char *start,
     uint64_t                        now;
     ngx_time_t                     *tp;
     referral_token_result_e         result;
-    ngx_http_referral_main_conf_t  *rmcf;
     ngx_http_referral_srv_conf_t   *rscf;
+    ngx_http_referral_main_conf_t  *rmcf;
 
     rmcf = ngx_http_get_module_main_conf(ctx->request,
                                          ngx_http_referral_module);
@@ -291,8 +291,8 @@ ngx_http_referral_cookie_render(ngx_http_referral_ctx_t *ctx)
     u_char                           *p;
     size_t                            len;
     ngx_uint_t                        secure;
-    ngx_http_referral_main_conf_t    *rmcf;
     ngx_http_referral_srv_conf_t     *rscf;
+    ngx_http_referral_main_conf_t    *rmcf;
     ngx_http_referral_cookie_conf_t  *cookie;
 
     rmcf = ngx_http_get_module_main_conf(ctx->request,

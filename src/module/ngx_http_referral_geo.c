@@ -537,8 +537,8 @@ ngx_http_referral_geo_check(void)
     char                            error[REFERRAL_ERROR_LEN];
     ngx_msec_t                      next;
     ngx_uint_t                      i;
-    ngx_http_referral_mmdb_id_t     id;
     ngx_http_referral_geo_db_t     *db;
+    ngx_http_referral_mmdb_id_t     id;
     ngx_http_referral_geo_state_t  *state;
 
     state = &ngx_http_referral_geo_state;

@@ -34,10 +34,10 @@ ngx_int_t
 ngx_http_referral_limit_miss(ngx_http_request_t *r,
     ngx_http_referral_main_conf_t *rmcf)
 {
+    u_char                           key[NGX_HTTP_REFERRAL_NETWORK_LEN];
     ngx_int_t                        rc;
     referral_ip_t                    ip;
     ngx_http_referral_limit_conf_t  *limit;
-    u_char                           key[NGX_HTTP_REFERRAL_NETWORK_LEN];
 
     limit = rmcf->limit;
 

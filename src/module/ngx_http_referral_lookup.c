@@ -504,10 +504,10 @@ static ngx_int_t
 ngx_http_referral_lookup_reply(ngx_http_referral_lookup_op_t *op,
     redisReply *reply, referral_rule_t *rule)
 {
+    char             error[REFERRAL_ERROR_LEN];
     ngx_uint_t       i, found;
     redisReply      *element;
     referral_str_t   value;
-    char             error[REFERRAL_ERROR_LEN];
 
     ngx_memzero(rule, sizeof(referral_rule_t));
 

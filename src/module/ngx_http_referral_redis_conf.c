@@ -28,13 +28,13 @@ static ngx_int_t ngx_http_referral_redis_password(ngx_conf_t *cf,
 char *
 ngx_http_referral_redis(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
 {
+    char                             error[REFERRAL_ERROR_LEN];
     ngx_int_t                        ms;
     ngx_str_t                       *value, s, file;
     ngx_uint_t                       i;
     ngx_msec_t                      *time;
     ngx_http_referral_main_conf_t   *rmcf;
     ngx_http_referral_redis_conf_t  *rcf;
-    char                             error[REFERRAL_ERROR_LEN];
 
     rmcf = ngx_http_conf_get_module_main_conf(cf, ngx_http_referral_module);
 

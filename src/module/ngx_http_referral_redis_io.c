@@ -255,9 +255,9 @@ ngx_http_referral_redis_greet(ngx_http_referral_redis_t *link)
 {
     int                    argc;
     size_t                 argvlen[3];
+    u_char                 text[64];
     const char            *argv[3];
     referral_redis_url_t  *url;
-    u_char                 text[64];
 
     url = &link->conf->url;
 
@@ -512,10 +512,10 @@ ngx_http_referral_redis_write_handler(ngx_event_t *wev)
 static void
 ngx_http_referral_redis_read_handler(ngx_event_t *rev)
 {
+    u_char                      buf[NGX_HTTP_REFERRAL_REDIS_READ];
     ssize_t                     n;
     ngx_connection_t           *c;
     ngx_http_referral_redis_t  *link;
-    u_char                      buf[NGX_HTTP_REFERRAL_REDIS_READ];
 
     c = rev->data;
     link = c->data;

@@ -83,6 +83,7 @@ ngx_http_referral_zone_get(ngx_http_referral_zone_conf_t *zcf,
 {
     size_t                            url_len, campaign_len;
     u_char                           *p;
+    u_char                            text[NGX_HTTP_REFERRAL_ZONE_TEXT];
     ngx_int_t                         rc;
     ngx_msec_t                        now;
     ngx_uint_t                        hash, absent;
@@ -90,7 +91,6 @@ ngx_http_referral_zone_get(ngx_http_referral_zone_conf_t *zcf,
     ngx_http_referral_zone_rule_t     zr;
     ngx_http_referral_zone_code_t    *zc;
     ngx_http_referral_zone_cursor_t   cursor;
-    u_char                            text[NGX_HTTP_REFERRAL_ZONE_TEXT];
 
     ngx_memzero(entry, sizeof(ngx_http_referral_zone_entry_t));
     ngx_memzero(&rule, sizeof(referral_rule_t));
@@ -758,8 +758,8 @@ static ngx_int_t
 ngx_http_referral_zone_cmp(ngx_str_t *code,
     ngx_http_referral_zone_code_t *zc)
 {
-    ngx_http_referral_zone_cursor_t  cursor;
     u_char                           data[REFERRAL_CODE_LEN];
+    ngx_http_referral_zone_cursor_t  cursor;
 
     if (code->len != zc->code_len) {
         return (ngx_int_t) code->len - (ngx_int_t) zc->code_len;
@@ -781,11 +781,11 @@ void
 ngx_http_referral_zone_insert_code(ngx_rbtree_node_t *temp,
     ngx_rbtree_node_t *node, ngx_rbtree_node_t *sentinel)
 {
+    u_char                            data[REFERRAL_CODE_LEN];
     ngx_str_t                         code;
     ngx_rbtree_node_t               **p;
     ngx_http_referral_zone_code_t    *zc;
     ngx_http_referral_zone_cursor_t   cursor;
-    u_char                            data[REFERRAL_CODE_LEN];
 
     zc = (ngx_http_referral_zone_code_t *) node;
 
