@@ -10,8 +10,6 @@
 
 #include <dirent.h>
 #include <errno.h>
-#include <fcntl.h>
-#include <inttypes.h>
 #include <limits.h>
 #include <openssl/sha.h>
 #include <stdlib.h>

@@ -8,7 +8,6 @@
 #include "output.h"
 #include "record.h"
 
-#include <string.h>
 
 
 typedef struct {
