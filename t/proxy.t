@@ -37,7 +37,7 @@ $t->wait_for(sub { IO::Socket::INET->new(PeerAddr => '127.0.0.1',
 sub echo {
     my ($at) = @_;
 
-    local $SIG{CHLD} = 'IGNORE';
+    local @SIG{qw(CHLD PIPE)} = ('IGNORE') x 2;
     $SIG{TERM} = 'DEFAULT';
 
     my $listen = IO::Socket::INET->new(LocalAddr => '127.0.0.1', Listen => 9,
