@@ -42,7 +42,7 @@ of each piece, in both directions.  Order is kept.
 
 =item slice($bytes)
 
-sends at most so many bytes at a time, a system call each, without Nagle.
+sends at most so many bytes at a time, half a millisecond apart.
 
 =item cut(), cut('reset')
 
@@ -111,6 +111,8 @@ use Time::HiRes qw(sleep time);
 # a client is not read when this much waits for its server, and vice versa
 
 use constant BUFFER => 1024 * 1024;
+
+use constant SLICE => 0.0005;
 
 
 # (listen => port or path, to => port or path)
@@ -486,9 +488,12 @@ sub transmit {
         substr($first->[1], 0, $n, '');
         shift @{ $flow->{queue} } if $first->[1] eq '';
 
-        # somebody else may have something to say between two bytes
+        # sent at once, slices would arrive as one
 
-        return if $p->{slice};
+        if ($p->{slice}) {
+            $first->[0] = time() + SLICE;
+            return;
+        }
     }
 }
 
