@@ -8,6 +8,13 @@ ifeq ($(origin CC),default)
 CC         = gcc
 endif
 
+# fault points, for tests (src/core/referral_fault.h); the rest is untouched
+
+ifeq ($(FAULTS),1)
+BUILD     ?= build/faults
+FAULT_DEF  = -DREFERRAL_FAULTS=1
+endif
+
 BUILD     ?= build
 PREFIX    ?= /usr/local
 SYSCONF   ?= /etc
@@ -43,7 +50,7 @@ WARN       = -Wall -Wextra -Wpointer-arith -Wno-unused-parameter -Werror
 
 SHARE      = $(PREFIX)/share/referral
 DEFINES    = -D_GNU_SOURCE -DREFERRAL_VERSION='"$(VERSION)"' \
-             -DREFERRAL_SQLDIR='"$(SHARE)/sql"'
+             -DREFERRAL_SQLDIR='"$(SHARE)/sql"' $(FAULT_DEF)
 
 ALL_CFLAGS = $(CPPFLAGS) $(CFLAGS) $(WARN) $(DEFINES) -Isrc/core
 LIBS       = -lcrypto -lpthread
@@ -95,7 +102,7 @@ remember = $(shell mkdir -p $(BUILD); echo '$(subst ','\'',$(2))' \
 
 ifneq ($(filter-out clean help test-packages,$(or $(MAKECMDGOALS),all)),)
 $(call remember,.flags,$(CC) $(ALL_CFLAGS) $(PGINC) $(LDFLAGS))
-$(call remember,.nginx,$(CC) $(MODULE_CFLAGS) $(if $(NGINX),\
+$(call remember,.nginx,$(CC) $(MODULE_CFLAGS) $(FAULT_DEF) $(if $(NGINX),\
     $(shell $(NGINX) -V 2>&1)))
 endif
 
@@ -110,6 +117,8 @@ help:
 	@echo 'make test           every test; as root, what it needs is installed'
 	@echo 'make test-asan      the same with sanitizers in nginx and programs'
 	@echo 'make fuzz           every fuzz target, $(FUZZ_TIME) s each'
+	@echo 'make FAULTS=1       the same with fault points, for tests only, in'
+	@echo '                    build/faults/'
 	@echo 'make install        into PREFIX ($(PREFIX)), below DESTDIR'
 	@echo 'make clean          removes $(BUILD)/'
 	@echo
@@ -125,7 +134,7 @@ ctl: $(BUILD)/referralctl
 $(MODULE): config tools/build-module $(wildcard src/module/*.[ch]) \
            $(wildcard src/core/*.[ch]) $(BUILD)/.nginx
 	@CC='$(CC)' BUILD='$(abspath $(BUILD))' NGINX='$(NGINX)' \
-	    CFLAGS='$(MODULE_CFLAGS)' tools/build-module
+	    CFLAGS='$(strip $(MODULE_CFLAGS) $(FAULT_DEF))' tools/build-module
 
 $(LIB): $(CORE_OBJ)
 	$(call step,AR,$@) rm -f $@; $(AR) rcs $@ $^
@@ -204,6 +213,8 @@ MODULES_PATH = $(shell $(NGINX) -V 2>&1 | \
                echo /usr/lib/nginx/modules)
 
 install: all
+	@test -z '$(FAULT_DEF)' || \
+	    { echo 'a build with fault points is not to be installed'; exit 1; }
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(SHARE)/sql \
 	    $(DESTDIR)$(MODULES_PATH) $(DESTDIR)$(SYSCONF)/referral \
 	    $(DESTDIR)$(PREFIX)/lib/systemd/system \

@@ -8,6 +8,7 @@
 #define _GNU_SOURCE
 #endif
 
+#include "referral_fault.h"
 #include "referral_reader_private.h"
 #include "referral_record.h"
 #include "referral_uuid.h"
@@ -818,6 +819,10 @@ referral_read_at(int fd, u_char *buf, size_t len, uint64_t offset)
     size_t   done;
     ssize_t  n;
 
+    if (referral_fault_fails("journal-read-eio")) {
+        return -1;
+    }
+
     for (done = 0; done < len; done += (size_t) n) {
         n = pread(fd, buf + done, len - done, (off_t) (offset + done));
 
@@ -875,7 +880,13 @@ referral_stream_unlink(referral_stream_t *s, size_t n, char *error)
         rc = REFERRAL_ERROR;
     }
 
-    if (rc == REFERRAL_OK && unlinkat(dir, seg->name, 0) == -1
+    if (rc == REFERRAL_OK) {
+        referral_fault("segment-unlinking");
+    }
+
+    if (rc == REFERRAL_OK
+        && (referral_fault_fails("segment-unlink-eio")
+            || unlinkat(dir, seg->name, 0) == -1)
         && errno != ENOENT)
     {
         snprintf(error, REFERRAL_ERROR_LEN, "\"%s/%s/%s\" cannot be "
@@ -889,6 +900,8 @@ referral_stream_unlink(referral_stream_t *s, size_t n, char *error)
     if (rc != REFERRAL_OK) {
         return REFERRAL_ERROR;
     }
+
+    referral_fault("segment-unlinked");
 
     bytes = seg->allocated > seg->size ? seg->allocated : seg->size;
 
@@ -935,6 +948,8 @@ referral_stream_remove(referral_stream_t *s, char *error)
         (void) close(dir);
     }
 
+    referral_fault("stream-removing");
+
     if (unlinkat(s->journal->dir, s->name, AT_REMOVEDIR) == -1
         && errno != ENOENT)
     {
@@ -963,6 +978,7 @@ referral_stream_set_aside(referral_stream_t *s, const char *reason,
                             O_WRONLY|O_CREAT|O_TRUNC|O_NOFOLLOW|O_CLOEXEC,
                             0660);
     if (fd != -1) {
+        referral_fault("aside-made");
         n = write(fd, reason, len);
     }
 

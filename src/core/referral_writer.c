@@ -8,6 +8,7 @@
 #define _GNU_SOURCE
 #endif
 
+#include "referral_fault.h"
 #include "referral_record.h"
 #include "referral_writer_private.h"
 
@@ -119,7 +120,12 @@ referral_writer_start(referral_writer_t *w, char *error)
     rc = referral_writer_take_lock(w->dir, w->path, &w->lock, error);
 
     if (rc == REFERRAL_OK) {
+        referral_fault("stream-locked");
         rc = referral_writer_first(w, error);
+    }
+
+    if (rc == REFERRAL_OK) {
+        referral_fault("stream-unnamed");
     }
 
     if (rc == REFERRAL_OK
@@ -135,6 +141,8 @@ referral_writer_start(referral_writer_t *w, char *error)
         referral_writer_clear(w->root, name, w->dir);
         return REFERRAL_ERROR;
     }
+
+    referral_fault("stream-named");
 
     if (w->sync) {
         (void) fsync(w->root);
@@ -278,6 +286,8 @@ referral_writer_commit(referral_writer_t *w, size_t len, int noise)
 
     referral_frame_publish(frame, s->salt, w->number, len);
 
+    referral_fault("record-published");
+
     if (noise) {
         counter = (uint64_t *) (void *) (s->map + REFERRAL_SEGMENT_NOISE);
         referral_store(counter, htole64(le64toh(*counter) + size));
@@ -305,6 +315,8 @@ referral_writer_roll(referral_writer_t *w)
     referral_segment_begin_publish(s->map + REFERRAL_SEGMENT_BEGIN, s->salt,
                                    s->first);
 
+    referral_fault("segment-begun");
+
     old = w->current;
 
     if (old != NULL) {
@@ -327,6 +339,8 @@ referral_writer_roll(referral_writer_t *w)
     /* after retired: the helper must not sync the new one alone */
 
     referral_store(&w->active, s);
+
+    referral_fault("segment-rolled");
 
     return REFERRAL_OK;
 }
@@ -528,6 +542,8 @@ referral_writer_close(referral_writer_t *w)
     (void) pthread_mutex_unlock(&w->mutex);
 
     (void) pthread_join(w->thread, NULL);
+
+    referral_fault("writer-closing");
 
     /* from here on there is one thread */
 

@@ -10,6 +10,7 @@
 #include "journal.h"
 #include "options.h"
 #include "output.h"
+#include "referral_fault.h"
 #include "token.h"
 
 #include <ctype.h>
@@ -24,8 +25,12 @@ static const ctl_command_t *ctl_find(int argc, char **argv, int *nouns);
 static int ctl_run(const ctl_command_t *cmd, ctl_options_t *o,
     unsigned used);
 static int ctl_complain(int argc, char **argv, int nouns);
+static void ctl_version(unsigned json);
 static void ctl_help(const char *noun);
 static void ctl_help_command(const ctl_command_t *cmd);
+#if (REFERRAL_FAULTS)
+static json_t *ctl_faults(const referral_fault_t *table);
+#endif
 
 
 #define CTL_JOURNAL  (CTL_OPT_JOURNAL|CTL_OPT_JSON)
@@ -164,6 +169,9 @@ main(int argc, char **argv)
     unsigned              used;
     ctl_options_t         o;
     const ctl_command_t  *cmd;
+#if (REFERRAL_FAULTS)
+    char                  error[REFERRAL_ERROR_LEN];
+#endif
 
     /* for the width of characters only: numbers keep their points */
 
@@ -172,6 +180,13 @@ main(int argc, char **argv)
     }
 
     signal(SIGPIPE, SIG_IGN);
+
+#if (REFERRAL_FAULTS)
+    if (referral_fault_init(error) != REFERRAL_OK) {
+        ctl_error("%s", error);
+        return CTL_USAGE;
+    }
+#endif
 
     rc = ctl_options_parse(&o, argc, argv, &ask, &used);
 
@@ -182,13 +197,7 @@ main(int argc, char **argv)
     }
 
     if (ask == CTL_ASK_VERSION) {
-        printf("referralctl %s%s\n", REFERRAL_VERSION,
-#if (REFERRAL_FAULTS)
-               " (with fault points: for tests only)"
-#else
-               ""
-#endif
-               );
+        ctl_version(o.json);
         rc = CTL_DONE;
         goto done;
     }
@@ -324,6 +333,55 @@ ctl_complain(int argc, char **argv, int nouns)
 
     return CTL_USAGE;
 }
+
+
+static void
+ctl_version(unsigned json)
+{
+    json_t  *version;
+
+    if (!json) {
+        printf("referralctl %s%s\n", REFERRAL_VERSION, REFERRAL_FAULT_BUILD);
+        return;
+    }
+
+    version = json_object();
+    json_object_set_new(version, "version", json_string(REFERRAL_VERSION));
+
+#if (REFERRAL_FAULTS)
+    json_object_set_new(version, "faults",
+                        ctl_faults(referral_fault_points()));
+    json_object_set_new(version, "guards",
+                        ctl_faults(referral_fault_guards()));
+#endif
+
+    ctl_json_print(version);
+}
+
+
+#if (REFERRAL_FAULTS)
+
+static json_t *
+ctl_faults(const referral_fault_t *table)
+{
+    json_t  *list, *fault;
+
+    list = json_array();
+
+    for ( /* void */ ; table->name != NULL; table++) {
+        fault = json_object();
+
+        json_object_set_new(fault, "name", json_string(table->name));
+        json_object_set_new(fault, "about", json_string(table->about));
+        json_object_set_new(fault, "fails", json_boolean(table->error));
+
+        json_array_append_new(list, fault);
+    }
+
+    return list;
+}
+
+#endif
 
 
 static void

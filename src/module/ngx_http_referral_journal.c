@@ -8,6 +8,7 @@
 #include "ngx_http_referral_limit.h"
 #include "ngx_http_referral_stat.h"
 
+#include "referral_fault.h"
 #include "referral_segment.h"
 
 #include <grp.h>
@@ -60,6 +61,9 @@ static void ngx_http_referral_journal_probe(
 static void ngx_http_referral_journal_hint(
     ngx_http_referral_journal_conf_t *jcf, ngx_core_conf_t *ccf, char *error,
     const char *reason);
+#if (REFERRAL_FAULTS)
+static void ngx_http_referral_journal_faults(ngx_log_t *log);
+#endif
 static void ngx_http_referral_journal_open(ngx_http_referral_journal_t *j);
 static void ngx_http_referral_journal_retry_handler(ngx_event_t *ev);
 static void ngx_http_referral_journal_tick_handler(ngx_event_t *ev);
@@ -225,6 +229,10 @@ ngx_http_referral_journal_init_process(ngx_cycle_t *cycle,
 
     ngx_memzero(j, sizeof(ngx_http_referral_journal_t));
 
+#if (REFERRAL_FAULTS)
+    ngx_http_referral_journal_faults(cycle->log);
+#endif
+
     /* the length was checked with the directive */
 
     ngx_cpystrn((u_char *) j->path, jcf->path.data, NGX_MAX_PATH);
@@ -254,6 +262,29 @@ ngx_http_referral_journal_init_process(ngx_cycle_t *cycle,
 
     ngx_http_referral_journal_open(j);
 }
+
+
+#if (REFERRAL_FAULTS)
+
+/* here and not earlier: nothing is to happen to the master */
+
+static void
+ngx_http_referral_journal_faults(ngx_log_t *log)
+{
+    char  error[REFERRAL_ERROR_LEN];
+
+    if (referral_fault_init(error) != REFERRAL_OK) {
+        ngx_log_error(NGX_LOG_EMERG, log, 0,
+                      "referral: %s: nothing is tested", error);
+        return;
+    }
+
+    ngx_log_error(NGX_LOG_WARN, log, 0,
+                  "referral: this module was built with fault points, "
+                  "for tests only");
+}
+
+#endif
 
 
 static void

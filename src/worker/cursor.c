@@ -8,10 +8,30 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "referral_fault.h"
 #include "referral_record.h"
 #include "referral_uuid.h"
 #include "cursor.h"
 #include "log.h"
+
+
+#define REFERRAL_CURSOR_COUNT                                                \
+    " last_id = $3::uuid, rows = rows + $4::bigint,"                         \
+    " quarantined = quarantined + $5::bigint, dead = dead + $6::bigint,"     \
+    " gap = gap + $7::bigint, updated_at = pg_catalog.now()"                 \
+    " WHERE stream = $1::int"
+
+#define REFERRAL_CURSOR_MOVE                                                 \
+    "UPDATE referral.ingest_cursor SET seq = $2::bigint,"                    \
+    REFERRAL_CURSOR_COUNT                                                    \
+    " AND seq = $8::bigint AND last_id IS NOT DISTINCT FROM $9::uuid"
+
+/* for tests: what it would be without the comparison */
+
+#define REFERRAL_CURSOR_ADD                                                  \
+    "UPDATE referral.ingest_cursor SET seq = seq + $2::bigint - $8::bigint," \
+    REFERRAL_CURSOR_COUNT                                                    \
+    " AND $9::uuid IS NOT DISTINCT FROM $9::uuid"
 
 
 static int referral_cursor_read(referral_pg_t *pg,
@@ -335,6 +355,8 @@ referral_cursor_create(referral_pg_t *pg, referral_source_stream_t *st)
         return REFERRAL_ERROR;
     }
 
+    referral_fault("worker-cursor");
+
     return referral_cursor_read(pg, st);
 }
 
@@ -344,7 +366,7 @@ referral_cursor_move(referral_pg_t *pg, const referral_source_stream_t *st,
     uint64_t seq, const u_char *last_id, const uint64_t counts[4])
 {
     char         text[9][REFERRAL_UUID_TEXT_LEN + 1];
-    unsigned     i, moved;
+    unsigned     i, moved, compare;
     PGresult    *res;
     const char  *values[9];
 
@@ -365,27 +387,22 @@ referral_cursor_move(referral_pg_t *pg, const referral_source_stream_t *st,
     values[2] = NULL;
     values[8] = NULL;
 
-    if (last_id != NULL) {
+    compare = referral_guard("last-id-compare");
+
+    if (last_id != NULL && compare) {
         referral_uuid_text(last_id, (u_char *) text[2]);
         text[2][REFERRAL_UUID_TEXT_LEN] = '\0';
         values[2] = text[2];
     }
 
-    if (st->has_last_id) {
+    if (st->has_last_id && compare) {
         referral_uuid_text(st->last_id, (u_char *) text[8]);
         text[8][REFERRAL_UUID_TEXT_LEN] = '\0';
         values[8] = text[8];
     }
 
-    if (referral_pg_query(pg, "UPDATE referral.ingest_cursor"
-                          " SET seq = $2::bigint, last_id = $3::uuid,"
-                          " rows = rows + $4::bigint,"
-                          " quarantined = quarantined + $5::bigint,"
-                          " dead = dead + $6::bigint,"
-                          " gap = gap + $7::bigint,"
-                          " updated_at = pg_catalog.now()"
-                          " WHERE stream = $1::int AND seq = $8::bigint"
-                          " AND last_id IS NOT DISTINCT FROM $9::uuid",
+    if (referral_pg_query(pg, referral_guard("cursor-compare")
+                              ? REFERRAL_CURSOR_MOVE : REFERRAL_CURSOR_ADD,
                           9, values, &res)
         != REFERRAL_OK)
     {

@@ -9,6 +9,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "referral_fault.h"
 #include "cursor.h"
 #include "flush.h"
 #include "log.h"
@@ -138,6 +139,8 @@ referral_flush_stream(referral_flush_t *f, referral_source_stream_t *st)
         return REFERRAL_AGAIN;
     }
 
+    referral_fault("worker-read");
+
     rc = referral_flush_commit(f, st);
 
     if (rc != REFERRAL_OK) {
@@ -211,6 +214,8 @@ referral_flush_commit(referral_flush_t *f, referral_source_stream_t *st)
                 return REFERRAL_ERROR;
             }
 
+            referral_fault("partition-made");
+
             continue;
         }
 
@@ -262,6 +267,8 @@ referral_flush_transaction(referral_flush_t *f, referral_source_stream_t *st,
         return rc;
     }
 
+    referral_fault("worker-begun");
+
     if (referral_batch_encode(b, st->stream) != REFERRAL_OK) {
         return referral_flush_memory(f);
     }
@@ -279,9 +286,15 @@ referral_flush_transaction(referral_flush_t *f, referral_source_stream_t *st,
         return rc;
     }
 
-    if (referral_flush_interactions(f, careful) != REFERRAL_OK
-        || referral_flush_rest(f, st) != REFERRAL_OK)
-    {
+    referral_fault("worker-moved");
+
+    if (referral_flush_interactions(f, careful) != REFERRAL_OK) {
+        return REFERRAL_ERROR;
+    }
+
+    referral_fault("worker-copied");
+
+    if (referral_flush_rest(f, st) != REFERRAL_OK) {
         return REFERRAL_ERROR;
     }
 
@@ -293,6 +306,8 @@ referral_flush_transaction(referral_flush_t *f, referral_source_stream_t *st,
     {
         return REFERRAL_ERROR;
     }
+
+    referral_fault("worker-commit");
 
     return referral_flush_end(f);
 }
@@ -491,6 +506,7 @@ referral_flush_bisect(referral_flush_t *f, size_t first, size_t n)
 
     if (n == 1) {
         referral_batch_refuse(&f->batch, item, state, message);
+        referral_fault("worker-refused");
         return REFERRAL_OK;
     }
 
@@ -568,6 +584,8 @@ referral_flush_end(referral_flush_t *f)
     if (referral_pg_query(f->pg, "COMMIT", 0, NULL, &res) != REFERRAL_OK) {
         return REFERRAL_ERROR;
     }
+
+    referral_fault("worker-committed");
 
     rc = REFERRAL_OK;
 

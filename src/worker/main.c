@@ -13,6 +13,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "referral_fault.h"
 #include "flush.h"
 #include "free.h"
 #include "log.h"
@@ -90,6 +91,13 @@ main(int argc, char **argv)
     memset(&w, 0, sizeof(referral_worker_t));
     test = 0;
 
+#if (REFERRAL_FAULTS)
+    if (referral_fault_init(error) != REFERRAL_OK) {
+        fprintf(stderr, "referral-worker: %s\n", error);
+        return 2;
+    }
+#endif
+
     rc = referral_worker_options(argc, argv, &w.file, &test);
     if (rc != -1) {
         return rc;
@@ -149,7 +157,8 @@ referral_worker_options(int argc, char **argv, const char **file,
             return 0;
 
         case 'V':
-            printf("referral-worker %s\n", REFERRAL_VERSION);
+            printf("referral-worker %s%s\n", REFERRAL_VERSION,
+                   REFERRAL_FAULT_BUILD);
             return 0;
 
         default:
@@ -367,6 +376,8 @@ referral_worker_connect(referral_worker_t *w)
     if (rc != REFERRAL_OK) {
         return REFERRAL_DONE;
     }
+
+    referral_fault("worker-connected");
 
     referral_flush_connected(&w->flush);
     referral_maintain_connected(&w->maintain);

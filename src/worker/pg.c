@@ -11,6 +11,7 @@
 #include <sys/random.h>
 
 #include "referral_crc32c.h"
+#include "referral_fault.h"
 #include "log.h"
 #include "pg.h"
 #include "signals.h"
@@ -28,7 +29,11 @@
 
 #define REFERRAL_PG_GRACE       10000
 
+#if (REFERRAL_FAULTS)
+#define REFERRAL_PG_PIECE       1024
+#else
 #define REFERRAL_PG_PIECE       65536      /* bytes a time, in COPY */
+#endif
 
 #define REFERRAL_PG_OPTIONS     64
 
@@ -47,6 +52,10 @@ static void referral_pg_result_error(referral_pg_t *pg, const PGresult *res);
 static void referral_pg_lost(referral_pg_t *pg, const char *what);
 static void referral_pg_refused(referral_pg_t *pg);
 static void referral_pg_notice(void *data, const PGresult *res);
+
+#if (REFERRAL_FAULTS)
+static void referral_pg_sent(const char *sql);
+#endif
 
 
 void
@@ -393,8 +402,33 @@ referral_pg_query(referral_pg_t *pg, const char *sql, int n,
         return REFERRAL_ERROR;
     }
 
+#if (REFERRAL_FAULTS)
+    referral_pg_sent(sql);
+#endif
+
     return referral_pg_finish(pg, res, deadline);
 }
+
+
+#if (REFERRAL_FAULTS)
+
+/* a statement that was sent, and its answer may never be read */
+
+static void
+referral_pg_sent(const char *sql)
+{
+    if (strcmp(sql, "COMMIT") == 0) {
+        referral_fault("worker-commit-sent");
+
+    } else if (strstr(sql, "partition_ensure") != NULL) {
+        referral_fault("partition-sent");
+
+    } else if (strstr(sql, "DETACH PARTITION") != NULL) {
+        referral_fault("partition-detach-sent");
+    }
+}
+
+#endif
 
 
 int
@@ -449,6 +483,8 @@ referral_pg_copy(referral_pg_t *pg, const char *sql, const u_char *data,
         if (referral_pg_flush(pg, deadline) != REFERRAL_OK) {
             return REFERRAL_ERROR;
         }
+
+        referral_fault("worker-copying");
     }
 
     for ( ;; ) {
