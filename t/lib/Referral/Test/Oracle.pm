@@ -49,13 +49,15 @@ use constant {
 };
 
 
-# (dir =>, port =>, codes => [], off => [], headers => sub of tag)
+# (dir =>, port =>, codes => [], off => [] (inactive ones), noise => share of
+# requests for unknown codes, unknown => how many there are, headers => sub of
+# the tag: a list, args => sub of the tag: more of the query)
 
 sub new {
     my ($class, %arg) = @_;
 
     my $self = bless { runs => 0, pids => [], requests => {}, codes => [],
-                       off => [], unknown => 40, %arg }, $class;
+                       off => [], unknown => 40, noise => 0.1, %arg }, $class;
 
     mkdir("$self->{dir}/oracle");
 
@@ -313,18 +315,19 @@ sub request {
     my ($code, $path) = $codes[int(rand(@codes))];
     my $method = rand() < 0.04 ? 'HEAD' : 'GET';
 
-    if ($x < 0.10) {
+    if ($x < $self->{noise}) {
         $code = 'NONE' . int(rand($self->{unknown}));
 
-    } elsif ($x < 0.14 && @{ $self->{off} }) {
+    } elsif ($x < $self->{noise} + 0.04 && @{ $self->{off} }) {
         $code = $self->{off}[int(rand(@{ $self->{off} }))];
 
-    } elsif ($x < 0.16) {
+    } elsif ($x < $self->{noise} + 0.06) {
         $code = 'a%20b';
     }
 
     $path = rand() < 0.7 ? "/r/$code?" : "/page?ref=$code&";
     $path .= "utm_content=$tag";
+    $path .= '&' . $self->{args}->($tag) if $self->{args};
 
     my @headers = $self->{headers} ? $self->{headers}->($tag) : ();
     my $text = "$method $path HTTP/1.1\r\nHost: localhost\r\n";

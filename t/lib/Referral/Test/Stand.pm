@@ -24,7 +24,8 @@ all stands of a process share.  Options of new():
     journal     parameters of referral_journal (size=64m segment=256k)
     dir         directory of the journal
     http, server, main   more configuration
-    redis_url   instead of Redis's own, for a proxy
+    proxy => 1  nginx reaches Redis through proxy()
+    headers, args   subs of the tag: more for each request of the oracle
     worker      { settings of the worker }
     worker_env  its environment
     start_later the worker is not started
@@ -48,6 +49,7 @@ use Time::HiRes qw(sleep time);
 
 use Referral::Test;
 use Referral::Test::Oracle;
+use Referral::Test::Proxy;
 
 
 my ($base, $shared, $number);
@@ -96,9 +98,17 @@ sub new {
     mkdir($self->{journal});
     chmod(02770, $self->{journal});
 
+    if ($arg{proxy}) {
+        $self->{redis_url} = 'unix:' . $t->dir() . '/proxy.sock';
+        $self->{proxy} = Referral::Test::Proxy->new(
+            listen => $t->dir() . '/proxy.sock', to => $t->redis()->path());
+    }
+
     $self->{oracle} = Referral::Test::Oracle->new(dir => $t->dir(),
         port => $t->port('http'), codes => [ sort keys %CODES ],
-        off => [ 'OFF' ], headers => $arg{headers});
+        off => [ 'OFF' ],
+        map { $_ => $arg{$_} } grep { exists $arg{$_} }
+            qw(headers args unknown noise));
 
     $t->nginx($self->conf()) unless $arg{nginx_later};
     $self->{drops_before} = $self->drops() // 0 unless $arg{nginx_later};
@@ -117,6 +127,7 @@ sub new {
 sub t      { $_[0]{t} }
 sub pg     { $_[0]{pg} }
 sub worker { $_[0]{worker} }
+sub proxy  { $_[0]{proxy} }
 sub redis  { $_[0]{t}->redis() }
 sub oracle { $_[0]{oracle} }
 
@@ -421,6 +432,7 @@ sub close {
 
     eval { $self->calm() };
     $t->stop_all();
+    $self->{proxy}->stop() if $self->{proxy};
 
     my @problems = $t->problems();
 
