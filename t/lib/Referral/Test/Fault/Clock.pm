@@ -48,7 +48,11 @@ sub with_clock {
     my ($s, $v);
 
     eval {
+
+        # nginx clears its environment, and the file is looked up each time
+
         $s = Referral::Test::Stand->new(process_env => { %env },
+                                        env => { %env },
                                         worker_env => { %env }, %opt);
         $v = $sub->($s, $set);
         1;

@@ -126,7 +126,7 @@ sub worker_processes {
 
 
 # USR2: two masters with workers on one journal; then the old one goes.
-# nginx does not do that for a child of whoever started it.
+# nginx does not do that while its first parent is there.
 
 sub upgrade {
     my ($s) = @_;
@@ -137,7 +137,7 @@ sub upgrade {
     $t->nginx_stop();
     system("$t->{binary} -p " . $t->dir() . ' -c ' . $t->dir()
            . '/nginx.conf -e ' . $t->dir() . '/error.log'
-           . ' >>' . $t->dir() . '/nginx.out 2>&1 &');
+           . ' >>' . $t->dir() . '/nginx.out 2>&1 & sleep 0.5');
 
     my $old = $t->wait_for(sub { pid($pidfile) }, 10)
         or die "nginx does not start\n";
