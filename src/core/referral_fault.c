@@ -217,7 +217,7 @@ static const referral_fault_t  referral_points[] = {
     /* referralctl journal adopt */
 
     { "adopt-copied",
-      "half of a stream set aside, or more, is copied to a new stream that"
+      "a batch (500) of a stream set aside is copied to a new stream that"
       " nobody sees", 0 },
 
     { "adopt-unnamed",

@@ -916,6 +916,13 @@ referral_stream_unlink(referral_stream_t *s, size_t n, char *error)
 
 
 int
+referral_stream_written(const referral_stream_t *s)
+{
+    return s->cursor->live;
+}
+
+
+int
 referral_stream_remove(referral_stream_t *s, char *error)
 {
     int          dir, rc;

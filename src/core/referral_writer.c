@@ -10,6 +10,7 @@
 
 #include "referral_fault.h"
 #include "referral_record.h"
+#include "referral_uuid.h"
 #include "referral_writer_private.h"
 
 #include <endian.h>
@@ -56,8 +57,14 @@ referral_writer_open(referral_writer_t **wp,
     w->dir = -1;
     w->lock = -1;
     w->size = conf->size;
+    w->limit = conf->limit ? conf->limit : conf->size;
     w->segment = conf->segment;
     w->sync = conf->sync;
+
+    if (conf->id != NULL) {
+        memcpy(w->id, conf->id, REFERRAL_UUID_LEN);
+        w->hidden = 1;
+    }
 
     if (conf->edge != NULL) {
         (void) snprintf(w->edge, sizeof(w->edge), "%.63s", conf->edge);
@@ -93,8 +100,9 @@ referral_writer_open(referral_writer_t **wp,
 static int
 referral_writer_start(referral_writer_t *w, char *error)
 {
-    int   rc;
-    char  name[REFERRAL_UUID_HEX_LEN + sizeof(REFERRAL_WRITER_NEW)];
+    int          rc;
+    char         name[REFERRAL_UUID_HEX_LEN + sizeof(REFERRAL_WRITER_HIDDEN)];
+    const char  *shown;
 
     w->root = open(w->path, O_RDONLY|O_DIRECTORY|O_CLOEXEC);
     if (w->root == -1) {
@@ -106,11 +114,19 @@ referral_writer_start(referral_writer_t *w, char *error)
 
     referral_writer_sweep(w->root);
 
-    if (referral_writer_identify(w->id, name, error, w->path) != REFERRAL_OK) {
+    if (w->hidden) {
+        referral_uuid_hex(w->id, (u_char *) name);
+        memcpy(name + REFERRAL_UUID_HEX_LEN, REFERRAL_WRITER_HIDDEN,
+               sizeof(REFERRAL_WRITER_HIDDEN));
+
+    } else if (referral_writer_identify(w->id, name, error, w->path)
+               != REFERRAL_OK)
+    {
         return REFERRAL_ERROR;
     }
 
     memcpy(w->name, name, REFERRAL_UUID_HEX_LEN);
+    shown = w->hidden ? name : w->name;
 
     rc = referral_writer_make_dir(w->root, w->path, name, &w->dir, error);
     if (rc != REFERRAL_OK) {
@@ -128,8 +144,8 @@ referral_writer_start(referral_writer_t *w, char *error)
         referral_fault("stream-unnamed");
     }
 
-    if (rc == REFERRAL_OK
-        && renameat(w->root, name, w->root, w->name) == -1)
+    if (rc == REFERRAL_OK && shown != name
+        && renameat(w->root, name, w->root, shown) == -1)
     {
         snprintf(error, REFERRAL_ERROR_LEN,
                  "journal \"%s\": \"%s\" cannot be renamed: %s", w->path, name,
@@ -149,7 +165,7 @@ referral_writer_start(referral_writer_t *w, char *error)
     }
 
     if (referral_writer_thread(w, error) != REFERRAL_OK) {
-        referral_writer_clear(w->root, w->name, w->dir);
+        referral_writer_clear(w->root, shown, w->dir);
         return REFERRAL_ERROR;
     }
 
@@ -561,7 +577,7 @@ referral_writer_close(referral_writer_t *w)
         referral_writer_destroy(s);
     }
 
-    if (w->number == 0) {
+    if (w->number == 0 && !w->hidden) {
         referral_writer_clear(w->root, w->name, w->dir);
     }
 

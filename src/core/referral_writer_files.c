@@ -462,7 +462,7 @@ referral_writer_fill(referral_writer_t *w, referral_writer_segment_t *s)
     memcpy(h.stream, w->id, REFERRAL_UUID_LEN);
     memcpy(h.edge, w->edge, sizeof(h.edge));
     h.size = s->size;
-    h.limit = w->size;
+    h.limit = w->limit;
     h.created = (uint64_t) ts.tv_sec * 1000 + (uint64_t) ts.tv_nsec / 1000000;
     h.pid = (uint32_t) getpid();
 

@@ -124,6 +124,19 @@ static const ctl_command_t  ctl_commands[] = {
       "  referralctl journal tail -f\n"
       "  referralctl journal tail -n 100 --json | jq .city\n" },
 
+    { "journal", "adopt", "STREAM",
+      "carry on with a stream that was set aside",
+      CTL_JOURNAL|CTL_OPT_DB, 1, 1, ctl_journal_adopt,
+      "referral-worker sets a stream aside when Postgres has another one's\n"
+      "records in its place: the machine was started twice from one image, or\n"
+      "copied.  This gives the records whose ids Postgres does not have to a\n"
+      "new stream, which the worker carries, and removes the old one.  Reload\n"
+      "nginx first: a stream that is written is refused.  It can be stopped\n"
+      "and run again; nothing is doubled.  Run it as a user who may write the\n"
+      "journal, with a role that may read referral.interaction.  Exits with 1\n"
+      "when records can not be read; then the old stream is kept.\n",
+      "  referralctl journal adopt 0a1b2c --db dbname=referral\n" },
+
     { "db", "upgrade", "",
       "bring the schema in Postgres up to date",
       CTL_OPT_DB|CTL_OPT_SQL|CTL_OPT_JSON, 0, 0, ctl_db_upgrade,
