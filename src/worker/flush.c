@@ -214,7 +214,7 @@ referral_flush_commit(referral_flush_t *f, referral_source_stream_t *st)
                 return REFERRAL_ERROR;
             }
 
-            referral_fault("partition-made");
+            referral_fault("partition-new");
 
             continue;
         }
