@@ -10,9 +10,8 @@ package Model;
 # A schedule is run($seed, $faults, $off): a list of fault names (see %FAULTS)
 # and a hash of rules that are switched off (see %RULES).  It ends with all
 # faults over and everything drained, and returns what became of each click
-# that was accepted: a row, one of those reported (a gap, a record set aside
-# and adopted), excused (it was never on a disk that is still there), lost, or
-# doubled.
+# that was accepted: a row, reported (as a gap, or by verify and adopt),
+# excused (no disk that is still there ever kept it), lost, or doubled.
 
 use strict;
 use warnings;
@@ -32,12 +31,14 @@ our %FAULTS = (
     twins     => [qw(worker_kill pause resume twin)],
     outage    => [qw(postgres_down postgres_up answer_lost)],
     failover  => [qw(failover answer_lost worker_kill)],
+    locked    => [qw(table_lock answer_lost)],
     longest   => [qw(long_outage failover)],
     power     => [qw(power_loss worker_kill)],
     stale     => [qw(copy restore writer_kill)],
     wipe      => [qw(wipe writer_kill)],
     clone     => [qw(clone writer_kill)],
     image     => [qw(image worker_kill pause resume)],
+    imaged    => [qw(image damage worker_kill)],
     damage    => [qw(damage worker_kill writer_kill)],
     space     => [qw(space failover)],
 );
@@ -53,6 +54,7 @@ our %RULES = (
     committed    => 'only what is committed is freed',
     compare      => 'the cursor is compared in the transaction',
     last_id      => 'the cursor compares the last record, too',
+    look_back    => 'where the last record is damaged, one before it tells',
     checksum     => 'each record has a checksum',
     lock         => 'a held lock means that the stream goes on',
 );
@@ -82,7 +84,7 @@ sub run {
         my $x = rand();
 
         if ($x < 0.3) {
-            click($_) for pick(@{ $w->{hosts} });
+            click(pick(@{ $w->{hosts} }));
 
         } elsif ($x < 0.75) {
             work(pick(map { @{ $_->{workers} } } @{ $w->{hosts} }));
@@ -129,7 +131,8 @@ sub copy_dir {
 
     return { map {
         my $s = $dir->{$_};
-        ($_ => { %$s, recs => { %{ $s->{recs} } }, live => 0 });
+        ($_ => { %$s, (map { ($_ => { %{ $s->{$_} } }) } qw(recs early hurt)),
+                 live => 0 });
     } keys %$dir };
 }
 
@@ -150,8 +153,9 @@ sub open_stream {
         }
     }
 
-    my $s = { id => $id, key => $off->{own_cursor} ? 'slot' : $id, recs => {},
-              first => 1, next => 1, synced => 0, live => 1 };
+    my $s = { id => $id, key => $off->{own_cursor} ? 'slot' : $id, first => 1,
+              next => 1, synced => 0, live => 1, recs => {}, early => {},
+              hurt => {} };
 
     return $h->{writer} = $h->{dir}{$id} = $s;
 }
@@ -222,7 +226,8 @@ sub apply {
         my ($n, $click) = @$_;
 
         if ($click) {
-            push @{ $w->{rows}{$click} }, $tx->{key};
+            push @{ $w->{rows}{$click} }, "$tx->{key} $n";
+            $w->{taken}{"$tx->{key} $n"} = $click;
             $c->{rows}++;
 
         } else {
@@ -249,7 +254,7 @@ sub promote {
 
     pop @$log while @$log && $log->[-1]{at} > $w->{uptime} - $lag;
 
-    $w->{$_} = {} for qw(cursors rows gaps);
+    $w->{$_} = {} for qw(cursors rows gaps taken);
     apply($_) for @$log;
 
     disconnect($_) for map { @{ $_->{workers} } } @{ $w->{hosts} };
@@ -367,6 +372,7 @@ sub verified {
     my $n = $st->{seq};
 
     return $s->{recs}{$n} == $st->{last} if $s->{recs}{$n} && $st->{last};
+    return 1 if $off->{look_back};
 
     $n-- while $n >= $s->{first} && !$s->{recs}{$n};
 
@@ -387,7 +393,7 @@ sub ahead {
 
 sub recorded {
     my ($s, $n) = @_;
-    return $w->{rows}{ $s->{recs}{$n} } || $w->{gaps}{"$s->{key} $n"};
+    return exists $w->{rows}{ $s->{recs}{$n} };
 }
 
 
@@ -532,8 +538,14 @@ sub observe {
 
         last if $old < RETENTION && !$s->{full};
 
+        my @freed = grep { $_ <= $end } keys %{ $s->{recs} };
+
+        # if a failover loses these, only this directory can tell
+
+        $s->{early}{$_} = 1 for $s->{full} ? @{ $s->{recs} }{@freed} : ();
+
         $s->{first} = $end + 1;
-        delete @{ $s->{recs} }{ grep { $_ <= $end } keys %{ $s->{recs} } };
+        delete @{ $s->{recs} }{@freed};
         delete $age->{$end};
     }
 
@@ -541,6 +553,7 @@ sub observe {
 
     if ($st->{ended} && final($s) && $s->{first} >= $s->{next}) {
         $s->{first} = $s->{next};
+        excuse($_) for keys %{ $s->{early} };
         delete $k->{host}{dir}{ $s->{id} };
     }
 }
@@ -615,9 +628,7 @@ sub fault_answer_lost {
 
 sub fault_postgres_down {
     $w->{up} = 0;
-    disconnect($_) for grep { !$_->{paused} }
-                       map { @{ $_->{workers} } } @{ $w->{hosts} };
-    $w->{locked} = {};
+    disconnect($_) for map { @{ $_->{workers} } } @{ $w->{hosts} };
 }
 
 
@@ -640,14 +651,22 @@ sub fault_long_outage {
 }
 
 
+# LOCK TABLE: cursors can be read, and nothing can be written
+
+sub fault_table_lock {
+    for (1 .. RETENTION + 20) {
+        $w->{now}++;
+        $w->{uptime}++ if $w->{up};
+        my ($k) = pick(map { @{ $_->{workers} } } @{ $w->{hosts} });
+        click(pick(@{ $w->{hosts} })) if rand() < 0.2;
+        release($k) if rand() < 0.3;
+    }
+}
+
+
 sub fault_failover {
     promote();
-    $w->{locked} = {};
     $w->{up} = 1;
-
-    for (map { @{ $_->{workers} } } @{ $w->{hosts} }) {
-        $_->{tx}{state} = 'dead' if $_->{tx};
-    }
 }
 
 
@@ -658,7 +677,9 @@ sub fault_power_loss {
 
     writer_end($h);
 
-    for my $s (values %{ $h->{dir} }) {
+    for my $s (@{ $h->{dir} }{ sort keys %{ $h->{dir} } }) {
+        excuse($_) for keys %{ $s->{early} };
+
         my $kept = $s->{synced} + int(rand($s->{next} - $s->{synced}));
 
         for my $n ($s->{synced} + 1 .. $s->{next} - 1) {
@@ -707,7 +728,9 @@ sub replaced {
 
     # gone is what no directory has any longer
 
-    my %gone = map { ($_ => 1) } map { values %{ $_->{recs} } }
+    my %gone = map { ($_ => 1) }
+               map { (values %{ $_->{recs} }, keys %{ $_->{early} },
+                      keys %{ $_->{hurt} }) }
                values %{ $h->{dir} };
 
     $h->{dir} = $dir;
@@ -768,10 +791,22 @@ sub fault_damage {
     my $s = defined $id ? $h->{dir}{$id} : return;
     my ($n) = pick(sort { $a <=> $b } keys %{ $s->{recs} });
 
-    return unless defined $n;
+    return unless defined $n && $s->{recs}{$n};
 
-    $w->{damaged}{ $s->{recs}{$n} } = 1;
+    my $click = $s->{recs}{$n};
+
+    $s->{hurt}{$click} = $n;
+    $w->{hurt}{$click} = 1;
     $s->{recs}{$n} = 0;
+    $w->{reports} = 1;
+
+    # the last ones may be missed: a stream may end anywhere
+
+    my $last = last_here($s);
+
+    for (keys %{ $s->{hurt} }) {
+        excuse($_) if $s->{hurt}{$_} > $last;
+    }
 }
 
 
@@ -780,7 +815,7 @@ sub fault_damage {
 sub fault_space {
     my ($h) = @_;
 
-    $w->{spaced} = 1;
+    $w->{reports} = 1;
     $_->{full} = 1 for values %{ $h->{dir} };
 }
 
@@ -845,6 +880,10 @@ sub adopt {
                       map { $s->{recs}{$_} }
                       sort { $a <=> $b } keys %{ $s->{recs} };
 
+        # what is damaged can not be adopted, and it says so
+
+        $w->{said}{$_} = 1 for keys %{ $s->{hurt} };
+
         delete $h->{dir}{ $s->{id} };
         next unless @unknown;
 
@@ -883,6 +922,10 @@ sub judge {
         }
     }
 
+    # rows that nobody clicked
+
+    $sum{lost} += @{ $w->{rows}{-1} // [] };
+
     for my $c (values %{ $w->{cursors} }) {
         $sum{sums}++ if $c->{seq} != $c->{rows} + $c->{gap};
     }
@@ -891,16 +934,18 @@ sub judge {
 }
 
 
-# a gap stands for a record that was damaged here, or was freed for space
+# where nothing was damaged or freed early, a gap is a loss like another
 
 sub reported {
     my ($click) = @_;
 
     my ($key, $n) = @{ $w->{born}{$click} };
 
-    return 1 if $w->{damaged}{$click} && !$off->{checksum};
+    # damaged, and a twin's record has its number: "journal verify" says it
 
-    return $w->{gaps}{"$key $n"} && $w->{spaced};
+    return 1 if $w->{hurt}{$click} && $w->{taken}{"$key $n"};
+
+    return $w->{said}{$click} || ($w->{reports} && $w->{gaps}{"$key $n"});
 }
 
 
