@@ -25,6 +25,10 @@
 #define NGX_HTTP_REFERRAL_JOURNAL_RETRY      1000
 #define NGX_HTTP_REFERRAL_JOURNAL_RETRY_MAX  10000
 
+/* seconds between lines about noise */
+
+#define NGX_HTTP_REFERRAL_JOURNAL_NOISE      60
+
 /* of one stream: in use, and allocated ahead */
 
 #define NGX_HTTP_REFERRAL_JOURNAL_SEGMENTS   2
@@ -44,6 +48,8 @@ typedef struct {
     ngx_msec_t               backoff;
     ngx_uint_t               dropped;              /* not logged yet */
     time_t                   logged;
+    ngx_uint_t               noise;                /* the same of noise */
+    time_t                   noise_logged;
     unsigned                 refusing:1;
     char                     path[NGX_MAX_PATH];
     char                     edge[NGX_MAXHOSTNAMELEN + 1];
@@ -67,6 +73,7 @@ static void ngx_http_referral_journal_faults(ngx_log_t *log);
 static void ngx_http_referral_journal_open(ngx_http_referral_journal_t *j);
 static void ngx_http_referral_journal_retry_handler(ngx_event_t *ev);
 static void ngx_http_referral_journal_tick_handler(ngx_event_t *ev);
+static void ngx_http_referral_journal_noise(ngx_http_referral_journal_t *j);
 static void ngx_http_referral_journal_refused(ngx_http_referral_journal_t *j);
 static void ngx_http_referral_journal_log(ngx_http_referral_journal_t *j);
 
@@ -105,7 +112,7 @@ ngx_http_referral_journal_append(referral_record_t *rec)
             || (rec->verdict != REFERRAL_VERDICT_UNVERIFIED
                 && !ngx_http_referral_limit_noise())))
     {
-        ngx_http_referral_count(dropped_noise);
+        ngx_http_referral_journal_noise(j);
         return NGX_DECLINED;
     }
 
@@ -141,6 +148,30 @@ ngx_http_referral_journal_append(referral_record_t *rec)
 
 
 static void
+ngx_http_referral_journal_noise(ngx_http_referral_journal_t *j)
+{
+    ngx_http_referral_count(dropped_noise);
+
+    j->noise++;
+
+    if (j->noise_logged
+        && ngx_time() - j->noise_logged < NGX_HTTP_REFERRAL_JOURNAL_NOISE)
+    {
+        return;
+    }
+
+    ngx_log_error(NGX_LOG_WARN, ngx_cycle->log, 0,
+                  "referral: %ui request(s) with codes that are not valid "
+                  "were answered and not recorded, beyond a rate and a tenth "
+                  "of the journal: does somebody guess codes, or is Redis "
+                  "away?", j->noise);
+
+    j->noise = 0;
+    j->noise_logged = ngx_time();
+}
+
+
+static void
 ngx_http_referral_journal_refused(ngx_http_referral_journal_t *j)
 {
     ngx_http_referral_count(dropped_full);
@@ -163,9 +194,11 @@ ngx_http_referral_journal_log(ngx_http_referral_journal_t *j)
 
     ngx_log_error(NGX_LOG_ERR, ngx_cycle->log, 0,
                   "referral: the journal \"%s\" is %s, "
-                  "%ui click(s) were not recorded",
+                  "%ui click(s) were not recorded%s",
                   j->path, j->writer ? "full or broken" : "not open",
-                  j->dropped);
+                  j->dropped,
+                  j->writer ? ": is there space, does referral-worker run, "
+                              "does Postgres answer it?" : "");
 
     j->dropped = 0;
     j->logged = ngx_time();

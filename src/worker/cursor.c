@@ -45,8 +45,6 @@ static int referral_cursor_recorded(referral_pg_t *pg,
     unsigned *recorded);
 static int referral_cursor_set_aside(referral_source_t *src,
     referral_source_stream_t *st, const char *reason);
-static int referral_cursor_failing(referral_source_stream_t *st,
-    const char *error);
 static int referral_cursor_id(const referral_frame_t *frame, u_char *id);
 
 
@@ -173,7 +171,8 @@ referral_cursor_verify(referral_pg_t *pg, referral_source_t *src,
         return referral_cursor_ahead(pg, src, st);
 
     default:
-        return referral_cursor_failing(st, error);
+        referral_cursor_unreadable(st, error);
+        return REFERRAL_AGAIN;
     }
 }
 
@@ -219,7 +218,8 @@ referral_cursor_ahead(referral_pg_t *pg, referral_source_t *src,
     }
 
     if (rc == REFERRAL_ERROR) {
-        return referral_cursor_failing(st, error);
+        referral_cursor_unreadable(st, error);
+        return REFERRAL_AGAIN;
     }
 
     if (rc == REFERRAL_AGAIN) {
@@ -291,9 +291,12 @@ static int
 referral_cursor_set_aside(referral_source_t *src,
     referral_source_stream_t *st, const char *reason)
 {
-    char  error[REFERRAL_ERROR_LEN];
+    char  error[REFERRAL_ERROR_LEN], text[REFERRAL_ERROR_LEN];
 
-    referral_log(REFERRAL_LOG_ERROR, "stream-aside", reason,
+    snprintf(text, sizeof(text), "%s; its clicks wait: reload nginx here, then"
+             " \"referralctl journal adopt %s\"", reason, st->name);
+
+    referral_log(REFERRAL_LOG_ERROR, "stream-aside", text,
                  "stream=%s committed=%llu", st->name,
                  (unsigned long long) st->seq);
 
@@ -306,16 +309,23 @@ referral_cursor_set_aside(referral_source_t *src,
 }
 
 
-static int
-referral_cursor_failing(referral_source_stream_t *st, const char *error)
+void
+referral_cursor_unreadable(referral_source_stream_t *st, const char *error)
 {
-    if (!st->failing) {
-        referral_log(REFERRAL_LOG_ERROR, "journal-unreadable", error,
-                     "stream=%s", st->name);
-        st->failing = 1;
+    char  text[REFERRAL_ERROR_LEN + 160];
+
+    if (st->failing) {
+        return;
     }
 
-    return REFERRAL_AGAIN;
+    snprintf(text, sizeof(text),
+             "%s; the stream is tried again and again: check the disk, and who"
+             " may read these files", error);
+
+    referral_log(REFERRAL_LOG_ERROR, "journal-unreadable", text, "stream=%s",
+                 st->name);
+
+    st->failing = 1;
 }
 
 

@@ -28,6 +28,7 @@
 #define REFERRAL_WORKER_FREE     1000
 #define REFERRAL_WORKER_SUMMARY  60000
 #define REFERRAL_WORKER_SWEEP    1000
+#define REFERRAL_WORKER_LAG      60000     /* to be told of */
 
 #define REFERRAL_WORKER_BATCHES  8         /* of one stream, in a row */
 
@@ -615,6 +616,14 @@ referral_worker_summary(referral_worker_t *w)
                  (unsigned long long) (s->gap - last->gap),
                  (unsigned long long) lag, w->journal.base.nstreams, aside,
                  (unsigned long long) (w->pg.retries - w->retries));
+
+    if (lag > REFERRAL_WORKER_LAG) {
+        referral_log(REFERRAL_LOG_WARN, "lag",
+                     "clicks come faster than Postgres takes them, or it was"
+                     " away: the journal keeps them; if this grows, see what"
+                     " Postgres waits for (pg_stat_activity)",
+                     "lag_ms=%llu", (unsigned long long) lag);
+    }
 
     *last = *s;
     w->retries = w->pg.retries;
