@@ -74,7 +74,24 @@ sub shared {
 sub new {
     my ($class, %arg) = @_;
 
-    my $self = bless { %arg, journals => [], extra => [] }, $class;
+    my $self = bless { %arg, journals => [] }, $class;
+
+    eval { $self->build(%arg); 1 } and return $self;
+
+    my $error = $@;
+
+    if ($self->{t}) {
+        eval { $self->{t}->stop_all() };
+        $self->{t}->finish();
+    }
+
+    die $error;
+}
+
+
+sub build {
+    my ($self, %arg) = @_;
+
     my $t;
 
     if ($arg{pg}) {
@@ -116,11 +133,9 @@ sub new {
     $self->{worker} = $t->worker(%{ $self->worker_conf() },
         env => $arg{worker_env} // {}, start_later => 1);
 
-    # its name in the database's list of sessions, too
-
     $self->{worker}->start() unless $arg{start_later};
 
-    return $self;
+    return;
 }
 
 
