@@ -198,11 +198,11 @@ static const referral_fault_t  referral_points[] = {
       "the statement that makes a partition is sent, its answer not read",
       0 },
 
-    { "partition-new",
+    { "partition-made",
       "a partition that was missing is made, the batch is to be sent again",
       0 },
 
-    { "partition-marked",
+    { "partition-expired",
       "an old partition is marked to be dropped, and attached", 0 },
 
     { "partition-detach-sent",

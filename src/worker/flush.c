@@ -215,7 +215,7 @@ referral_flush_commit(referral_flush_t *f, referral_source_stream_t *st)
                 return REFERRAL_ERROR;
             }
 
-            referral_fault("partition-new");
+            referral_fault("partition-made");
 
             continue;
         }

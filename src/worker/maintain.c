@@ -239,7 +239,7 @@ referral_maintain_expire(referral_pg_t *pg, const char *name,
             return REFERRAL_ERROR;
         }
 
-        referral_fault("partition-marked");
+        referral_fault("partition-expired");
 
         snprintf(sql, sizeof(sql), "ALTER TABLE referral.interaction"
                  " DETACH PARTITION referral.%s %s", name,
