@@ -284,7 +284,16 @@ for my $no (undef, '', '0', 'no', 'off', 'False', 'denied') {
     is($click->{visitor}, undef, "$name: no visitor");
     is($click->{ip}, undef, "$name: no address");
     is("@{ $click->{signals} }", 'no-consent', "$name: signal");
+
+    is(page($one, '/', @consent, headers => [ @headers ])->body(), ',,',
+       "$name: the cookie of a time when it was given is not read");
 }
+
+like(page($one, '/', @consent, headers => [ 'X-Consent' => 1 ])->body(),
+     qr/^ONE,ONE,/, 'consent: the cookie is read');
+is(page($one, '/', @consent,
+        headers => [ 'X-Consent' => 1, 'Sec-GPC' => 1 ])->body(), ',,',
+   'Sec-GPC: the cookie is not read');
 
 $before = scalar($t->records(0));
 $r = page(undef, '/?ref=two', @consent, headers => [ 'X-Consent' => 1 ]);

@@ -126,7 +126,8 @@ refuses("$all $consent", $on, qr/duplicate/, 'consent twice');
 # cookies
 
 for ('_ref', '_ref domain=example.com', '_ref domain=.example.com path=/a',
-     '_ref max_age=1', '_ref max_age=30d samesite=Strict httponly=off',
+     '_ref max_age=1', '_ref max_age=521w',
+     '_ref max_age=30d samesite=Strict httponly=off',
      '_ref samesite=none', '_ref secure=on', '_ref secure=$https',
      '_ref visitor=on', '__Secure-a secure=on',
      '__Host-a secure=on path=/', '__Host-a secure=on', 'off')
@@ -143,6 +144,8 @@ for ([ '"a b"', qr/character/ ], [ '"a;b"', qr/character/ ],
      [ "_ref \"path=/a\tb\"", qr/"path" has/ ],
      [ '_ref max_age=0', qr/time of one second/ ],
      [ '_ref max_age=x', qr/time of one second/ ],
+     [ '_ref max_age=18446744073709552s', qr/time of ten years or less/ ],
+     [ '_ref max_age=522w', qr/time of ten years or less/ ],
      [ '_ref samesite=no', qr/"lax", "strict" or "none"/ ],
      [ '_ref secure=maybe', qr/"auto", "on", "off" or a variable/ ],
      [ '_ref httponly=1', qr/"on" or "off"/ ],

@@ -23,6 +23,9 @@ my $server = q{
     add_header X-Cache $referral_cache always;
     location /r/ { referral_redirect; }
     location / { return 200 "page\n"; }
+    location /moved { rewrite ^ /page last; }
+    location /own/ { error_page 429 /own429; return 200 "page\n"; }
+    location /own429 { return 200 "own\n"; }
 };
 
 
@@ -92,6 +95,19 @@ subtest 'networks' => sub {
 
     is(misses($t, '192.0.2.1', 3, '/page?ref='), '429 429 429',
        'parameters share the budget');
+    is(misses($t, '192.0.2.1', 3, '/r/KNOWN?ref='), '302 302 302',
+       'a parameter that loses against a hit costs the hit nothing');
+    is(misses($t, '192.0.2.1', 1, '/r/ELSE?ref='), '429',
+       'a miss stays one');
+    is(misses($t, '192.0.2.1', 2, '/moved?ref='), '429 429',
+       'a location that only rewrites');
+
+    $r = $t->get('/own/x?ref=MISS' . ++$next,
+                 headers => { 'X-Real-IP' => '192.0.2.1' });
+    is($r->status . $r->body, "429own\n", "the site's own page for it");
+    is($r->header('Cache-Control'), 'no-store', 'which is not to be cached');
+    ok($r->header('Retry-After'), 'and says when to come again');
+
     is($t->get('/page', headers => { 'X-Real-IP' => '192.0.2.1' })->status,
        200, 'a page without a parameter is not touched');
 

@@ -2,7 +2,8 @@
 
 # Copyright (C) The nginx referral module authors
 #
-# Regular work that fails does not stop the clicks.
+# Regular work that fails does not stop the clicks; logins that are refused;
+# the watchdog in a long transaction.
 
 use strict;
 use warnings;
@@ -10,6 +11,7 @@ use warnings;
 use Test::More;
 use Time::HiRes qw(sleep);
 use Referral::Test;
+use Referral::Test::Process;
 
 my $t = Referral::Test->new();
 my $pg = $t->postgres();
@@ -62,6 +64,27 @@ ok($t->wait_for(sub { $w->output() =~
         /level=error event=maintain-failed work=partitions sqlstate=RF002/ },
    10), 'which is an error');
 
+# somebody else makes it at this moment, in a database of strict isolation
+
+$w->stop();
+$pg->rows("DROP TABLE referral.$table");
+$pg->rows("ALTER DATABASE referral
+           SET default_transaction_isolation = 'serializable'");
+my $maker = Referral::Test::Process->new(name => 'maker',
+    log => $t->dir() . '/maker.log',
+    argv => [ 'psql', '-X', '-d', $pg->conninfo(), '-c',
+              "BEGIN; SELECT referral.partition_ensure((now() AT TIME ZONE
+               'UTC')::date + 2); SELECT pg_sleep(2); COMMIT" ]);
+ok($t->wait_for(sub { $pg->value("SELECT count(*) FROM pg_locks
+                                  WHERE locktype = 'advisory'") }, 10),
+   'another one makes a partition');
+my $before = length($w->output());
+$w->start();
+journal_write('--count', 5, '--code', 'MAKER');
+rows_are('MAKER', 5, 'clicks wait for it');
+is($maker->wait(10), 0, 'it is made');
+unlike(substr($w->output(), $before), qr/maintain-failed/, 'and is no error');
+
 # a login that is refused is an alarm, not an outage
 
 $w->configure(%{ $w->{conf} }, postgres => $pg->conninfo(user => 'nobody1'));
@@ -78,5 +101,24 @@ ok($t->wait_for(sub { $w->output() =~
 like($w->output(), qr/database \\"nothing\\" does not exist/,
      'in plain words');
 unlike($w->output(), qr/LOCATION/, 'without the place in the source');
+
+# thousands of short statements in one transaction are progress, too
+
+$w->stop();
+$pg->rows("ALTER TABLE referral.interaction ADD CONSTRAINT refused
+           CHECK (code <> 'REFUSED')");
+journal_write('--count', 3000, '--code', 'REFUSED');
+$w->configure(%{ $w->{conf} }, postgres => $pg->conninfo(user => 'edge'));
+$w->{env}{WATCHDOG_USEC} = 60_000;
+$w->start();
+ok($w->notified(qr/READY=1/), 'ready');
+my $fed = 0;
+$fed++ while $w->output() !~ /event=dead-letter/
+             && $w->notified(qr/WATCHDOG=1/, 1) && $fed < 1000;
+cmp_ok($fed, '>', 4, 'the watchdog is fed within a transaction');
+$t->wait_for(sub { $pg->value('SELECT count(*)
+                               FROM referral.dead_letter') == 3000 }, 10);
+is($pg->value('SELECT count(*) FROM referral.dead_letter'), 3000,
+   'which ends well');
 
 $t->done();

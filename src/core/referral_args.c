@@ -9,7 +9,6 @@
 #include <string.h>
 
 
-static int referral_args_digit(u_char ch);
 static size_t referral_args_byte(const u_char *p, size_t len, u_char *byte);
 static size_t referral_args_name_prefix(const referral_str_t *name,
     const referral_str_t *prefix);
@@ -60,23 +59,6 @@ referral_args_next(referral_str_t *rest, referral_str_t *name,
 }
 
 
-static int
-referral_args_digit(u_char ch)
-{
-    if (ch >= '0' && ch <= '9') {
-        return ch - '0';
-    }
-
-    ch |= 0x20;
-
-    if (ch >= 'a' && ch <= 'f') {
-        return ch - 'a' + 10;
-    }
-
-    return -1;
-}
-
-
 /* decodes one byte and returns how many it was made of */
 
 static size_t
@@ -85,8 +67,8 @@ referral_args_byte(const u_char *p, size_t len, u_char *byte)
     int  high, low;
 
     if (p[0] == '%' && len > 2) {
-        high = referral_args_digit(p[1]);
-        low = referral_args_digit(p[2]);
+        high = referral_hex_digit(p[1]);
+        low = referral_hex_digit(p[2]);
 
         if (high >= 0 && low >= 0) {
             *byte = (u_char) (high << 4 | low);

@@ -96,6 +96,21 @@ typedef enum {
 #define REFERRAL_SIGNAL_COUNT        8
 
 
+/* 0 to 15, or -1 for what is no hexadecimal digit */
+
+static inline int
+referral_hex_digit(u_char ch)
+{
+    if (ch >= '0' && ch <= '9') {
+        return ch - '0';
+    }
+
+    ch |= 0x20;
+
+    return (ch >= 'a' && ch <= 'f') ? ch - 'a' + 10 : -1;
+}
+
+
 /* "" for NONE and for numbers this version does not know */
 
 const referral_str_t *referral_verdict_word(unsigned verdict);

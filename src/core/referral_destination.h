@@ -24,7 +24,7 @@ typedef enum {
 typedef struct {
     referral_str_t          url;           /* checked before */
     referral_str_t          code;          /* {code} */
-    referral_str_t          click_id;      /* {click_id}, "" when not accepted */
+    referral_str_t          click_id;      /* {click_id}, "" if not accepted */
     referral_str_t          country;       /* {country} */
     referral_str_t          args;          /* the request's, undecoded */
     const referral_str_t   *drop;          /* names that are never passed */

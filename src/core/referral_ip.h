@@ -15,7 +15,8 @@
 #include <sys/socket.h>
 
 
-#define REFERRAL_IP_TEXT_LEN  (sizeof("ffff:ffff:ffff:ffff:ffff:ffff:255.255.255.255/128") - 1)
+#define REFERRAL_IP_TEXT_LEN                                                  \
+    (sizeof("ffff:ffff:ffff:ffff:ffff:ffff:255.255.255.255/128") - 1)
 
 
 typedef struct {

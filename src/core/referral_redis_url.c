@@ -25,7 +25,6 @@ static int referral_redis_url_host(referral_redis_url_t *u, const u_char *p,
     size_t len, char *error);
 static int referral_redis_url_decode(char *dst, size_t size, const u_char *p,
     size_t len);
-static int referral_redis_url_digit(u_char ch);
 static int referral_redis_url_number(const u_char *p, size_t len,
     unsigned max, unsigned *number);
 
@@ -312,8 +311,8 @@ referral_redis_url_decode(char *dst, size_t size, const u_char *p, size_t len)
             return 0;
         }
 
-        high = referral_redis_url_digit(p[i + 1]);
-        low = referral_redis_url_digit(p[i + 2]);
+        high = referral_hex_digit(p[i + 1]);
+        low = referral_hex_digit(p[i + 2]);
 
         if (high < 0 || low < 0 || (high | low) == 0) {
             return 0;
@@ -326,19 +325,6 @@ referral_redis_url_decode(char *dst, size_t size, const u_char *p, size_t len)
     dst[n] = '\0';
 
     return 1;
-}
-
-
-static int
-referral_redis_url_digit(u_char ch)
-{
-    if (ch >= '0' && ch <= '9') {
-        return ch - '0';
-    }
-
-    ch |= 0x20;
-
-    return (ch >= 'a' && ch <= 'f') ? ch - 'a' + 10 : -1;
 }
 
 

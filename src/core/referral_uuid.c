@@ -19,7 +19,6 @@
 
 static const u_char *referral_uuid_random(referral_uuid_source_t *s,
     size_t n);
-static int referral_uuid_digit(u_char ch);
 
 
 static const u_char  referral_uuid_digits[] = "0123456789abcdef";
@@ -187,8 +186,8 @@ referral_uuid_parse(const u_char *text, size_t len, u_char *id)
             return REFERRAL_DECLINED;
         }
 
-        high = referral_uuid_digit(*text++);
-        low = referral_uuid_digit(*text++);
+        high = referral_hex_digit(*text++);
+        low = referral_hex_digit(*text++);
 
         if (high < 0 || low < 0) {
             return REFERRAL_DECLINED;
@@ -200,21 +199,4 @@ referral_uuid_parse(const u_char *text, size_t len, u_char *id)
     memcpy(id, buf, REFERRAL_UUID_LEN);
 
     return REFERRAL_OK;
-}
-
-
-static int
-referral_uuid_digit(u_char ch)
-{
-    if (ch >= '0' && ch <= '9') {
-        return ch - '0';
-    }
-
-    ch |= 0x20;
-
-    if (ch >= 'a' && ch <= 'f') {
-        return ch - 'a' + 10;
-    }
-
-    return -1;
 }

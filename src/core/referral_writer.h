@@ -52,7 +52,7 @@ typedef struct {
     uint64_t             full;             /* reservations refused */
     uint64_t             synced;           /* number known to be on disk */
     uint64_t             errors;           /* of allocation and sync */
-    uint64_t             journal;          /* bytes of all streams, last scan */
+    uint64_t             journal;          /* all streams' bytes, last scan */
     uint64_t             noise;            /* of these, not-valid records */
 } referral_writer_stat_t;
 

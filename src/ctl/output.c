@@ -16,6 +16,7 @@
 
 static unsigned ctl_utf8_char(const u_char *p, size_t *len);
 static int ctl_hidden(unsigned c);
+static size_t ctl_width(const char *text);
 static void ctl_json_write(json_t *json, size_t flags);
 
 
@@ -171,7 +172,9 @@ ctl_hidden(unsigned c)
 }
 
 
-size_t
+/* columns that a text takes on a terminal */
+
+static size_t
 ctl_width(const char *text)
 {
     int            w;

@@ -49,9 +49,6 @@ void ctl_error(const char *fmt, ...) __attribute__ ((format(printf, 1, 2)));
  */
 char *ctl_clean(const void *data, size_t len);
 
-/* columns that a text takes on a terminal */
-size_t ctl_width(const char *text);
-
 /* prints the text and spaces up to the width */
 void ctl_pad(const char *text, size_t width, int right);
 

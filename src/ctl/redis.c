@@ -14,7 +14,6 @@
 
 
 #define CTL_REDIS_TIMEOUT  5               /* seconds, for each step */
-#define CTL_REDIS_WORDS    64
 
 
 static int ctl_redis_password(ctl_redis_t *r, const char *path);

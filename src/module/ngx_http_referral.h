@@ -50,11 +50,16 @@
 #define NGX_HTTP_REFERRAL_DUPLICATE     10000  /* ms */
 
 
-typedef struct ngx_http_referral_redis_conf_s    ngx_http_referral_redis_conf_t;
-typedef struct ngx_http_referral_zone_conf_s     ngx_http_referral_zone_conf_t;
-typedef struct ngx_http_referral_limit_conf_s    ngx_http_referral_limit_conf_t;
-typedef struct ngx_http_referral_journal_conf_s  ngx_http_referral_journal_conf_t;
-typedef struct ngx_http_referral_geo_conf_s      ngx_http_referral_geo_conf_t;
+typedef struct ngx_http_referral_redis_conf_s
+    ngx_http_referral_redis_conf_t;
+typedef struct ngx_http_referral_zone_conf_s
+    ngx_http_referral_zone_conf_t;
+typedef struct ngx_http_referral_limit_conf_s
+    ngx_http_referral_limit_conf_t;
+typedef struct ngx_http_referral_journal_conf_s
+    ngx_http_referral_journal_conf_t;
+typedef struct ngx_http_referral_geo_conf_s
+    ngx_http_referral_geo_conf_t;
 
 
 typedef struct {
@@ -176,6 +181,7 @@ struct ngx_http_referral_ctx_s {
     unsigned                      seen:1;          /* has a code to judge */
     unsigned                      judged:1;        /* verdict is final */
     unsigned                      busy:1;          /* over the miss limit */
+    unsigned                      limited:1;       /* same, not answered yet */
     unsigned                      committed:1;     /* tried, once */
     unsigned                      accepted:1;      /* appended, has an id */
     unsigned                      skip:1;          /* referral_skip said so */
@@ -199,13 +205,6 @@ struct ngx_http_referral_ctx_s {
 
 
 extern ngx_module_t  ngx_http_referral_module;
-
-
-/* NULL when the request has none; works after internal redirects */
-ngx_http_referral_ctx_t *ngx_http_referral_get_ctx(ngx_http_request_t *r);
-
-/* makes it when there is none; NULL only without memory */
-ngx_http_referral_ctx_t *ngx_http_referral_make_ctx(ngx_http_request_t *r);
 
 
 #endif /* _NGX_HTTP_REFERRAL_H_INCLUDED_ */

@@ -7,9 +7,8 @@
 #include "ngx_http_referral.h"
 #include "ngx_http_referral_capture.h"
 #include "ngx_http_referral_commit.h"
-#include "ngx_http_referral_filter.h"
 #include "ngx_http_referral_lookup.h"
-#include "ngx_http_referral_redirect.h"
+#include "ngx_http_referral_request.h"
 
 #include "referral_args.h"
 #include "referral_utf8.h"
@@ -20,51 +19,13 @@
 #define NGX_HTTP_REFERRAL_VALUE_LEN  (REFERRAL_CODE_LEN * 3 + 1)
 
 
-typedef struct {
-    ngx_str_t                 name;            /* lower case */
-    ngx_str_t                 prefix;          /* of the value */
-    ngx_uint_t                signal;
-} ngx_http_referral_hint_t;
-
-
 static ngx_uint_t ngx_http_referral_capture_param(ngx_http_request_t *r,
     ngx_array_t *params, u_char *buf, size_t *len);
 static ngx_int_t ngx_http_referral_capture_lookup(
     ngx_http_referral_ctx_t *ctx);
 static void ngx_http_referral_capture_wake(ngx_http_referral_ctx_t *ctx);
-static void ngx_http_referral_capture_language(ngx_http_referral_ctx_t *ctx,
-    ngx_str_t *value);
 static ngx_int_t ngx_http_referral_strip_location(
     ngx_http_referral_ctx_t *ctx, ngx_array_t *params, ngx_str_t *location);
-
-
-static ngx_http_referral_hint_t  ngx_http_referral_hints[] = {
-
-    { ngx_string("sec-gpc"), ngx_string("1"), REFERRAL_SIGNAL_GPC },
-    { ngx_string("dnt"), ngx_string("1"), REFERRAL_SIGNAL_DNT },
-
-    /* "prefetch;prerender", "prefetch;anonymous-client-ip" */
-
-    { ngx_string("sec-purpose"), ngx_string("prefetch"),
-      REFERRAL_SIGNAL_PREFETCH },
-
-    { ngx_string("purpose"), ngx_string("prefetch"),
-      REFERRAL_SIGNAL_PREFETCH },
-
-    { ngx_string("purpose"), ngx_string("preview"),
-      REFERRAL_SIGNAL_PREVIEW },
-
-    { ngx_string("x-purpose"), ngx_string("prefetch"),
-      REFERRAL_SIGNAL_PREFETCH },
-
-    { ngx_string("x-purpose"), ngx_string("preview"),
-      REFERRAL_SIGNAL_PREVIEW },
-
-    { ngx_string("x-moz"), ngx_string("prefetch"),
-      REFERRAL_SIGNAL_PREFETCH },
-
-    { ngx_null_string, ngx_null_string, 0 }
-};
 
 
 /*
@@ -117,7 +78,7 @@ ngx_http_referral_capture_handler(ngx_http_request_t *r)
     ctx->path = r->uri;
     ctx->args = r->args;
 
-    ngx_http_referral_capture_headers(ctx);
+    ngx_http_referral_read_headers(ctx);
 
     if (!ctx->document) {
         return NGX_DECLINED;
@@ -216,26 +177,59 @@ ngx_http_referral_capture_lookup(ngx_http_referral_ctx_t *ctx)
     switch (rc) {
 
     case NGX_AGAIN:
-        ctx->waiting = 1;
-
         if (ngx_http_referral_capture_wait(ctx) != NGX_OK) {
             return NGX_HTTP_INTERNAL_SERVER_ERROR;
         }
+
+        ctx->waiting = 1;
 
         /* the rewrite phase takes NGX_AGAIN for an answer */
 
         return NGX_DONE;
 
     case NGX_BUSY:
-        ctx->busy = 1;
 
-        (void) ngx_http_referral_add_header(ctx->request, "Retry-After", "1");
+        /* in a /r/ location another code wins, and that may be a hit */
 
-        return NGX_HTTP_TOO_MANY_REQUESTS;
+        ctx->limited = 1;
+
+        return NGX_DECLINED;
 
     default: /* NGX_OK, NGX_ERROR: the visitor gets the page in any case */
         return NGX_DECLINED;
     }
+}
+
+
+ngx_int_t
+ngx_http_referral_limited_handler(ngx_http_request_t *r)
+{
+    ngx_http_referral_ctx_t       *ctx;
+    ngx_http_referral_loc_conf_t  *rlcf;
+
+    if (r != r->main) {
+        return NGX_DECLINED;
+    }
+
+    ctx = ngx_http_referral_get_ctx(r);
+
+    if (ctx == NULL || !ctx->limited) {
+        return NGX_DECLINED;
+    }
+
+    /* once: the page for 429 comes here too */
+
+    ctx->limited = 0;
+
+    rlcf = ngx_http_get_module_loc_conf(r, ngx_http_referral_module);
+
+    if (rlcf->redirect) {
+        return NGX_DECLINED;
+    }
+
+    (void) ngx_http_referral_add_header(r, "Retry-After", "1");
+
+    return NGX_HTTP_TOO_MANY_REQUESTS;
 }
 
 
@@ -252,6 +246,10 @@ ngx_http_referral_capture_wait(ngx_http_referral_ctx_t *ctx)
         ngx_post_event(c->read, &ngx_posted_events);
 
     } else if (ngx_handle_read_event(c->read, 0) != NGX_OK) {
+
+        /* the answer goes out now, perhaps slowly: no wake may come then */
+
+        ngx_http_referral_lookup_cancel(ctx);
         return NGX_ERROR;
     }
 
@@ -285,101 +283,6 @@ ngx_http_referral_capture_wake(ngx_http_referral_ctx_t *ctx)
     ngx_http_core_run_phases(r);
 
     ngx_http_run_posted_requests(c);
-}
-
-
-void
-ngx_http_referral_capture_headers(ngx_http_referral_ctx_t *ctx)
-{
-    ngx_uint_t                 i;
-    ngx_list_part_t           *part;
-    ngx_table_elt_t           *h;
-    ngx_http_referral_hint_t  *hint;
-
-    if (ctx->headers_read) {
-        return;
-    }
-
-    ctx->headers_read = 1;
-    ctx->document = 1;
-
-    if (ctx->request->method & NGX_HTTP_HEAD) {
-        ctx->signals |= REFERRAL_SIGNAL_HEAD;
-    }
-
-    part = &ctx->request->headers_in.headers.part;
-    h = part->elts;
-
-    for (i = 0; /* void */ ; i++) {
-
-        if (i >= part->nelts) {
-            if (part->next == NULL) {
-                break;
-            }
-
-            part = part->next;
-            h = part->elts;
-            i = 0;
-        }
-
-        if (h[i].key.len == sizeof("accept-language") - 1
-            && ngx_memcmp(h[i].lowcase_key, "accept-language", 15) == 0)
-        {
-            ngx_http_referral_capture_language(ctx, &h[i].value);
-            continue;
-        }
-
-        if (h[i].key.len == sizeof("sec-fetch-dest") - 1
-            && ngx_memcmp(h[i].lowcase_key, "sec-fetch-dest", 14) == 0)
-        {
-            ctx->document = (h[i].value.len == sizeof("document") - 1
-                             && ngx_memcmp(h[i].value.data, "document", 8)
-                                == 0);
-            continue;
-        }
-
-        for (hint = ngx_http_referral_hints; hint->name.len; hint++) {
-
-            if (h[i].key.len == hint->name.len
-                && h[i].value.len >= hint->prefix.len
-                && ngx_memcmp(h[i].lowcase_key, hint->name.data,
-                              hint->name.len) == 0
-                && ngx_strncasecmp(h[i].value.data, hint->prefix.data,
-                                   hint->prefix.len) == 0)
-            {
-                ctx->signals |= hint->signal;
-            }
-        }
-    }
-}
-
-
-/* the first tag of "de-CH, de;q=0.9, *;q=0.5" */
-
-static void
-ngx_http_referral_capture_language(ngx_http_referral_ctx_t *ctx,
-    ngx_str_t *value)
-{
-    size_t  i, start;
-
-    if (ctx->language.len) {
-        return;
-    }
-
-    for (start = 0; start < value->len && value->data[start] == ' '; start++) {
-        /* void */
-    }
-
-    for (i = start; i < value->len; i++) {
-        if (value->data[i] == ',' || value->data[i] == ';'
-            || value->data[i] == ' ')
-        {
-            break;
-        }
-    }
-
-    ctx->language.data = value->data + start;
-    ctx->language.len = i - start;
 }
 
 
@@ -424,7 +327,7 @@ ngx_http_referral_strip_handler(ngx_http_request_t *r)
 
     ctx->strip = 1;
 
-    ngx_http_finalize_request(r, ngx_http_referral_redirect_send(r,
+    ngx_http_finalize_request(r, ngx_http_referral_send_redirect(r,
                                                                  &location));
 
     return NGX_DONE;

@@ -20,6 +20,9 @@
 /* SERVER_REWRITE: sees the parameter and judges its code */
 ngx_int_t ngx_http_referral_capture_handler(ngx_http_request_t *r);
 
+/* REWRITE, where the location is known: 429 to who is over the miss limit */
+ngx_int_t ngx_http_referral_limited_handler(ngx_http_request_t *r);
+
 /* PRECONTENT: redirects to the same page without the parameter */
 ngx_int_t ngx_http_referral_strip_handler(ngx_http_request_t *r);
 
@@ -29,9 +32,6 @@ void ngx_http_referral_capture_code(ngx_http_referral_ctx_t *ctx,
 
 /* a request that waits notices when its client goes away */
 ngx_int_t ngx_http_referral_capture_wait(ngx_http_referral_ctx_t *ctx);
-
-/* what the request's headers say, read once: signals, language, document */
-void ngx_http_referral_capture_headers(ngx_http_referral_ctx_t *ctx);
 
 
 #endif /* _NGX_HTTP_REFERRAL_CAPTURE_H_INCLUDED_ */

@@ -5,11 +5,11 @@
 
 
 #include "ngx_http_referral.h"
-#include "ngx_http_referral_capture.h"
 #include "ngx_http_referral_commit.h"
 #include "ngx_http_referral_cookie.h"
 #include "ngx_http_referral_geo.h"
 #include "ngx_http_referral_journal.h"
+#include "ngx_http_referral_request.h"
 #include "ngx_http_referral_stat.h"
 
 #include "referral_args.h"
@@ -55,7 +55,7 @@ ngx_http_referral_commit(ngx_http_referral_ctx_t *ctx)
 
     /* <img src="/r/CODE"> on any page of the web is no click */
 
-    ngx_http_referral_capture_headers(ctx);
+    ngx_http_referral_read_headers(ctx);
 
     if (!ctx->document || ngx_http_referral_commit_skip(ctx)) {
         return;

@@ -5,9 +5,8 @@
 
 
 #include "ngx_http_referral.h"
-#include "ngx_http_referral_capture.h"
 #include "ngx_http_referral_cookie.h"
-#include "ngx_http_referral_filter.h"
+#include "ngx_http_referral_request.h"
 #include "ngx_http_referral_stat.h"
 
 
@@ -38,7 +37,9 @@ ngx_http_referral_cookie_read(ngx_http_referral_ctx_t *ctx)
     ngx_http_referral_main_conf_t  *rmcf;
     ngx_http_referral_srv_conf_t   *rscf;
 
-    if (ctx->token_read) {
+    /* who says no is not told by the cookie of a time when he said yes */
+
+    if (ctx->token_read || !ngx_http_referral_cookie_consent(ctx)) {
         return;
     }
 
@@ -191,7 +192,7 @@ ngx_http_referral_cookie_consent(ngx_http_referral_ctx_t *ctx)
     rscf = ngx_http_get_module_srv_conf(ctx->request,
                                         ngx_http_referral_module);
 
-    ngx_http_referral_capture_headers(ctx);
+    ngx_http_referral_read_headers(ctx);
 
     if (rscf->gpc && (ctx->signals & REFERRAL_SIGNAL_GPC)) {
         return 0;

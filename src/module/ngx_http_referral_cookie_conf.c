@@ -11,6 +11,10 @@
 #define NGX_HTTP_REFERRAL_COOKIE_NAME  "_ref"
 #define NGX_HTTP_REFERRAL_COOKIE_AGE   (90 * 24 * 60 * 60)  /* seconds */
 
+/* more than any browser keeps one, and fits in ms */
+
+#define NGX_HTTP_REFERRAL_COOKIE_MAX   (10 * 365 * 24 * 60 * 60)
+
 #define NGX_HTTP_REFERRAL_SECRET_SIZE  65536
 
 #define ngx_http_referral_begins(str, word)                                  \
@@ -288,6 +292,10 @@ ngx_http_referral_attr_age(ngx_conf_t *cf,
 
     if (age == (time_t) NGX_ERROR || age == 0) {
         return "give a time of one second or more, for example \"90d\"";
+    }
+
+    if (age > NGX_HTTP_REFERRAL_COOKIE_MAX) {
+        return "give a time of ten years or less";
     }
 
     attrs->conf->age = age;

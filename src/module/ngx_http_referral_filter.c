@@ -8,6 +8,7 @@
 #include "ngx_http_referral_commit.h"
 #include "ngx_http_referral_cookie.h"
 #include "ngx_http_referral_filter.h"
+#include "ngx_http_referral_request.h"
 
 #include "referral_args.h"
 
@@ -444,29 +445,6 @@ ngx_http_referral_filter_next(ngx_http_request_t *r, ngx_list_part_t **part,
             return h;
         }
     }
-}
-
-
-ngx_table_elt_t *
-ngx_http_referral_add_header(ngx_http_request_t *r, const char *name,
-    const char *value)
-{
-    ngx_table_elt_t  *h;
-
-    h = ngx_list_push(&r->headers_out.headers);
-    if (h == NULL) {
-        return NULL;
-    }
-
-    ngx_http_referral_header_init(h);
-
-    h->hash = 1;
-    h->key.len = ngx_strlen(name);
-    h->key.data = (u_char *) name;
-    h->value.len = ngx_strlen(value);
-    h->value.data = (u_char *) value;
-
-    return h;
 }
 
 

@@ -22,9 +22,5 @@ ngx_int_t ngx_http_referral_filter_init(ngx_conf_t *cf);
  */
 ngx_uint_t ngx_http_referral_filter_allows(ngx_http_referral_ctx_t *ctx);
 
-/* pushes a response header; the strings must live as long as the request */
-ngx_table_elt_t *ngx_http_referral_add_header(ngx_http_request_t *r,
-    const char *name, const char *value);
-
 
 #endif /* _NGX_HTTP_REFERRAL_FILTER_H_INCLUDED_ */

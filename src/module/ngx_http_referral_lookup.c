@@ -383,8 +383,13 @@ ngx_http_referral_lookup_wait(ngx_http_referral_ctx_t *ctx,
 static void
 ngx_http_referral_lookup_cleanup(void *data)
 {
-    ngx_http_referral_ctx_t *ctx = data;
+    ngx_http_referral_lookup_cancel(data);
+}
 
+
+void
+ngx_http_referral_lookup_cancel(ngx_http_referral_ctx_t *ctx)
+{
     ngx_http_referral_lookup_op_t  *op;
 
     if (ctx->wait == NULL) {

@@ -38,5 +38,8 @@ void ngx_http_referral_lookup_exit_process(void);
  */
 ngx_int_t ngx_http_referral_lookup(ngx_http_referral_ctx_t *ctx);
 
+/* the request does not wait any longer: nothing will wake it */
+void ngx_http_referral_lookup_cancel(ngx_http_referral_ctx_t *ctx);
+
 
 #endif /* _NGX_HTTP_REFERRAL_LOOKUP_H_INCLUDED_ */

@@ -30,8 +30,6 @@ typedef struct {
 } ngx_http_referral_check_t;
 
 
-static void ngx_http_referral_cleanup(void *data);
-
 static char *ngx_http_referral_names(ngx_conf_t *cf, ngx_command_t *cmd,
     void *conf);
 static ngx_int_t ngx_http_referral_add_names(ngx_conf_t *cf,
@@ -299,76 +297,6 @@ ngx_module_t  ngx_http_referral_module = {
     NULL,                                  /* exit master */
     NGX_MODULE_V1_PADDING
 };
-
-
-/* internal redirects and error pages clear r->ctx, but not the pool */
-
-ngx_http_referral_ctx_t *
-ngx_http_referral_get_ctx(ngx_http_request_t *r)
-{
-    ngx_pool_cleanup_t       *cln;
-    ngx_http_referral_ctx_t  *ctx;
-
-    r = r->main;
-
-    ctx = ngx_http_get_module_ctx(r, ngx_http_referral_module);
-
-    if (ctx != NULL || !(r->internal || r->filter_finalize)) {
-        return ctx;
-    }
-
-    for (cln = r->pool->cleanup; cln; cln = cln->next) {
-
-        if (cln->handler == ngx_http_referral_cleanup) {
-            ctx = cln->data;
-            ngx_http_set_ctx(r, ctx, ngx_http_referral_module);
-            break;
-        }
-    }
-
-    return ctx;
-}
-
-
-ngx_http_referral_ctx_t *
-ngx_http_referral_make_ctx(ngx_http_request_t *r)
-{
-    ngx_pool_cleanup_t       *cln;
-    ngx_http_referral_ctx_t  *ctx;
-
-    r = r->main;
-
-    ctx = ngx_http_referral_get_ctx(r);
-
-    if (ctx != NULL) {
-        return ctx;
-    }
-
-    cln = ngx_pool_cleanup_add(r->pool, sizeof(ngx_http_referral_ctx_t));
-    if (cln == NULL) {
-        return NULL;
-    }
-
-    ctx = cln->data;
-    ngx_memzero(ctx, sizeof(ngx_http_referral_ctx_t));
-
-    ctx->request = r;
-
-    cln->handler = ngx_http_referral_cleanup;
-
-    ngx_http_set_ctx(r, ctx, ngx_http_referral_module);
-
-    return ctx;
-}
-
-
-/* only a mark in the pool's list: what waits is ended by the lookup */
-
-static void
-ngx_http_referral_cleanup(void *data)
-{
-    /* void */
-}
 
 
 /* referral_param, referral_record_args */
@@ -701,6 +629,13 @@ ngx_http_referral_init(ngx_conf_t *cf)
     }
 
     *h = ngx_http_referral_capture_handler;
+
+    h = ngx_array_push(&cmcf->phases[NGX_HTTP_REWRITE_PHASE].handlers);
+    if (h == NULL) {
+        return NGX_ERROR;
+    }
+
+    *h = ngx_http_referral_limited_handler;
 
     h = ngx_array_push(&cmcf->phases[NGX_HTTP_PRECONTENT_PHASE].handlers);
     if (h == NULL) {

@@ -7,9 +7,9 @@
 #include "ngx_http_referral.h"
 #include "ngx_http_referral_capture.h"
 #include "ngx_http_referral_commit.h"
-#include "ngx_http_referral_filter.h"
 #include "ngx_http_referral_lookup.h"
 #include "ngx_http_referral_redirect.h"
+#include "ngx_http_referral_request.h"
 
 
 /* nginx has no name for it */
@@ -93,7 +93,7 @@ ngx_http_referral_redirect_asked(ngx_http_referral_ctx_t *ctx)
 
     r = ctx->request;
 
-    ngx_http_referral_capture_headers(ctx);
+    ngx_http_referral_read_headers(ctx);
 
     if (ctx->path.len) {
         return;
@@ -319,7 +319,7 @@ ngx_http_referral_redirect_valid(ngx_http_referral_ctx_t *ctx)
     ctx->destination.data = p;
     ctx->destination.len = referral_destination_build(&d, p) - p;
 
-    return ngx_http_referral_redirect_send(r, &ctx->destination);
+    return ngx_http_referral_send_redirect(r, &ctx->destination);
 }
 
 
@@ -342,7 +342,7 @@ ngx_http_referral_redirect_other(ngx_http_referral_ctx_t *ctx)
 
     if (fallback) {
         ctx->destination = url;
-        return ngx_http_referral_redirect_send(r, &url);
+        return ngx_http_referral_send_redirect(r, &url);
     }
 
     switch (ctx->verdict) {
@@ -437,39 +437,6 @@ ngx_http_referral_redirect_check(ngx_str_t *url, char *error)
     }
 
     return NGX_OK;
-}
-
-
-/*
- * The header is not registered as r->headers_out.location: nginx would make
- * a relative one absolute, and so guess a scheme and a port that a proxy in
- * front of it may not share.
- */
-
-ngx_int_t
-ngx_http_referral_redirect_send(ngx_http_request_t *r, ngx_str_t *location)
-{
-    ngx_int_t         rc;
-    ngx_table_elt_t  *h;
-
-    rc = ngx_http_discard_request_body(r);
-
-    if (rc != NGX_OK) {
-        return rc;
-    }
-
-    h = ngx_http_referral_add_header(r, "Location", "");
-    if (h == NULL) {
-        return NGX_HTTP_INTERNAL_SERVER_ERROR;
-    }
-
-    h->value = *location;
-
-    r->headers_out.status = NGX_HTTP_MOVED_TEMPORARILY;
-    r->headers_out.content_length_n = 0;
-    r->header_only = 1;
-
-    return ngx_http_send_header(r);
 }
 
 

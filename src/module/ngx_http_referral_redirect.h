@@ -15,10 +15,6 @@
 
 ngx_int_t ngx_http_referral_redirect_handler(ngx_http_request_t *r);
 
-/* 302 with an empty body and the Location as it is given */
-ngx_int_t ngx_http_referral_redirect_send(ngx_http_request_t *r,
-    ngx_str_t *location);
-
 /* directives: referral_redirect [code], referral_fallback url|off */
 char *ngx_http_referral_redirect(ngx_conf_t *cf, ngx_command_t *cmd,
     void *conf);

@@ -8,15 +8,26 @@
 #include "ngx_http_referral_commit.h"
 #include "ngx_http_referral_cookie.h"
 #include "ngx_http_referral_filter.h"
+#include "ngx_http_referral_request.h"
 #include "ngx_http_referral_variables.h"
+
+
+#define NGX_HTTP_REFERRAL_WORD_VERDICT  0
+#define NGX_HTTP_REFERRAL_WORD_VIA      1
+#define NGX_HTTP_REFERRAL_WORD_CACHE    2
 
 
 static ngx_http_referral_ctx_t *ngx_http_referral_variable_ctx(
     ngx_http_request_t *r, ngx_uint_t make);
 static referral_touch_t *ngx_http_referral_variable_touch(
     ngx_http_referral_ctx_t *ctx);
+static void ngx_http_referral_variable_commit(ngx_http_referral_ctx_t *ctx);
 static ngx_int_t ngx_http_referral_variable_set(ngx_http_variable_value_t *v,
     const u_char *data, size_t len);
+static ngx_int_t ngx_http_referral_variable_empty(
+    ngx_http_variable_value_t *v);
+static ngx_int_t ngx_http_referral_variable_code(
+    ngx_http_variable_value_t *v, referral_touch_t *touch);
 static ngx_int_t ngx_http_referral_variable_uuid(ngx_http_request_t *r,
     ngx_http_variable_value_t *v, const u_char *id);
 
@@ -36,11 +47,6 @@ static ngx_int_t ngx_http_referral_place_variable(ngx_http_request_t *r,
     ngx_http_variable_value_t *v, uintptr_t data);
 static ngx_int_t ngx_http_referral_asn_variable(ngx_http_request_t *r,
     ngx_http_variable_value_t *v, uintptr_t data);
-
-
-#define NGX_HTTP_REFERRAL_WORD_VERDICT  0
-#define NGX_HTTP_REFERRAL_WORD_VIA      1
-#define NGX_HTTP_REFERRAL_WORD_CACHE    2
 
 
 /* values change while a request lives, so none is cached */
@@ -144,6 +150,21 @@ ngx_http_referral_variable_touch(ngx_http_referral_ctx_t *ctx)
 }
 
 
+/*
+ * Whoever sees an id may store it, so the click is recorded first: this is
+ * what a proxied header reads, long before the response's headers.
+ */
+
+static void
+ngx_http_referral_variable_commit(ngx_http_referral_ctx_t *ctx)
+{
+    if (ctx->seen && !ctx->committed && ngx_http_referral_filter_allows(ctx))
+    {
+        ngx_http_referral_commit(ctx);
+    }
+}
+
+
 static ngx_int_t
 ngx_http_referral_variable_set(ngx_http_variable_value_t *v,
     const u_char *data, size_t len)
@@ -155,6 +176,21 @@ ngx_http_referral_variable_set(ngx_http_variable_value_t *v,
     v->data = (u_char *) data;
 
     return NGX_OK;
+}
+
+
+static ngx_int_t
+ngx_http_referral_variable_empty(ngx_http_variable_value_t *v)
+{
+    return ngx_http_referral_variable_set(v, (u_char *) "", 0);
+}
+
+
+static ngx_int_t
+ngx_http_referral_variable_code(ngx_http_variable_value_t *v,
+    referral_touch_t *touch)
+{
+    return ngx_http_referral_variable_set(v, touch->code, touch->code_len);
 }
 
 
@@ -185,14 +221,13 @@ ngx_http_referral_code_variable(ngx_http_request_t *r,
     ctx = ngx_http_referral_variable_ctx(r, 1);
 
     if (ctx == NULL) {
-        return ngx_http_referral_variable_set(v, (u_char *) "", 0);
+        return ngx_http_referral_variable_empty(v);
     }
 
     touch = ngx_http_referral_variable_touch(ctx);
 
     if (touch != NULL) {
-        return ngx_http_referral_variable_set(v, touch->code,
-                                              touch->code_len);
+        return ngx_http_referral_variable_code(v, touch);
     }
 
     if (ctx->seen && ctx->verdict != REFERRAL_VERDICT_MALFORMED) {
@@ -200,7 +235,7 @@ ngx_http_referral_code_variable(ngx_http_request_t *r,
                                               ctx->code.len);
     }
 
-    return ngx_http_referral_variable_set(v, (u_char *) "", 0);
+    return ngx_http_referral_variable_empty(v);
 }
 
 
@@ -208,29 +243,22 @@ static ngx_int_t
 ngx_http_referral_first_code_variable(ngx_http_request_t *r,
     ngx_http_variable_value_t *v, uintptr_t data)
 {
-    referral_touch_t         *touch;
     ngx_http_referral_ctx_t  *ctx;
 
     ctx = ngx_http_referral_variable_ctx(r, 1);
 
     if (ctx == NULL) {
-        return ngx_http_referral_variable_set(v, (u_char *) "", 0);
+        return ngx_http_referral_variable_empty(v);
     }
 
     if (ctx->set_token) {
-        touch = &ctx->new_token.first;
-
-        return ngx_http_referral_variable_set(v, touch->code,
-                                              touch->code_len);
+        return ngx_http_referral_variable_code(v, &ctx->new_token.first);
     }
 
     ngx_http_referral_cookie_read(ctx);
 
     if (ctx->has_token) {
-        touch = &ctx->token.first;
-
-        return ngx_http_referral_variable_set(v, touch->code,
-                                              touch->code_len);
+        return ngx_http_referral_variable_code(v, &ctx->token.first);
     }
 
     /* a new visitor's, before the click is recorded */
@@ -242,7 +270,7 @@ ngx_http_referral_first_code_variable(ngx_http_request_t *r,
                                               ctx->code.len);
     }
 
-    return ngx_http_referral_variable_set(v, (u_char *) "", 0);
+    return ngx_http_referral_variable_empty(v);
 }
 
 
@@ -256,7 +284,7 @@ ngx_http_referral_word_variable(ngx_http_request_t *r,
     ctx = ngx_http_referral_variable_ctx(r, 0);
 
     if (ctx == NULL || !ctx->seen) {
-        return ngx_http_referral_variable_set(v, (u_char *) "", 0);
+        return ngx_http_referral_variable_empty(v);
     }
 
     switch (data) {
@@ -275,17 +303,12 @@ ngx_http_referral_word_variable(ngx_http_request_t *r,
     }
 
     if (word->len == 0) {
-        return ngx_http_referral_variable_set(v, (u_char *) "", 0);
+        return ngx_http_referral_variable_empty(v);
     }
 
     return ngx_http_referral_variable_set(v, word->data, word->len);
 }
 
-
-/*
- * Whoever sees the id may store it, so the click is recorded first: this is
- * what a proxied header reads, long before the response's headers.
- */
 
 static ngx_int_t
 ngx_http_referral_click_id_variable(ngx_http_request_t *r,
@@ -297,7 +320,7 @@ ngx_http_referral_click_id_variable(ngx_http_request_t *r,
     ctx = ngx_http_referral_variable_ctx(r, 1);
 
     if (ctx == NULL) {
-        return ngx_http_referral_variable_set(v, (u_char *) "", 0);
+        return ngx_http_referral_variable_empty(v);
     }
 
     touch = ngx_http_referral_variable_touch(ctx);
@@ -306,13 +329,10 @@ ngx_http_referral_click_id_variable(ngx_http_request_t *r,
         return ngx_http_referral_variable_uuid(r, v, touch->click);
     }
 
-    if (ctx->seen && !ctx->committed && ngx_http_referral_filter_allows(ctx))
-    {
-        ngx_http_referral_commit(ctx);
-    }
+    ngx_http_referral_variable_commit(ctx);
 
     if (!ctx->accepted) {
-        return ngx_http_referral_variable_set(v, (u_char *) "", 0);
+        return ngx_http_referral_variable_empty(v);
     }
 
     return ngx_http_referral_variable_set(v, ctx->id_text,
@@ -330,19 +350,16 @@ ngx_http_referral_visitor_id_variable(ngx_http_request_t *r,
     ctx = ngx_http_referral_variable_ctx(r, 1);
 
     if (ctx == NULL) {
-        return ngx_http_referral_variable_set(v, (u_char *) "", 0);
+        return ngx_http_referral_variable_empty(v);
     }
 
     rscf = ngx_http_get_module_srv_conf(r->main, ngx_http_referral_module);
 
     if (!rscf->cookie->visitor || !ngx_http_referral_cookie_consent(ctx)) {
-        return ngx_http_referral_variable_set(v, (u_char *) "", 0);
+        return ngx_http_referral_variable_empty(v);
     }
 
-    if (ctx->seen && !ctx->committed && ngx_http_referral_filter_allows(ctx))
-    {
-        ngx_http_referral_commit(ctx);
-    }
+    ngx_http_referral_variable_commit(ctx);
 
     if (ctx->set_token && ctx->new_token.has_visitor) {
         return ngx_http_referral_variable_uuid(r, v, ctx->new_token.visitor);
@@ -354,7 +371,7 @@ ngx_http_referral_visitor_id_variable(ngx_http_request_t *r,
         return ngx_http_referral_variable_uuid(r, v, ctx->token.visitor);
     }
 
-    return ngx_http_referral_variable_set(v, (u_char *) "", 0);
+    return ngx_http_referral_variable_empty(v);
 }
 
 
@@ -367,7 +384,7 @@ ngx_http_referral_destination_variable(ngx_http_request_t *r,
     ctx = ngx_http_referral_variable_ctx(r, 0);
 
     if (ctx == NULL || ctx->destination.len == 0) {
-        return ngx_http_referral_variable_set(v, (u_char *) "", 0);
+        return ngx_http_referral_variable_empty(v);
     }
 
     return ngx_http_referral_variable_set(v, ctx->destination.data,
@@ -385,7 +402,7 @@ ngx_http_referral_place_variable(ngx_http_request_t *r,
     ctx = ngx_http_referral_variable_ctx(r, 1);
 
     if (ctx == NULL) {
-        return ngx_http_referral_variable_set(v, (u_char *) "", 0);
+        return ngx_http_referral_variable_empty(v);
     }
 
     ngx_http_referral_commit_geo(ctx);
@@ -393,7 +410,7 @@ ngx_http_referral_place_variable(ngx_http_request_t *r,
     s = (ngx_str_t *) ((char *) ctx + data);
 
     if (s->len == 0) {
-        return ngx_http_referral_variable_set(v, (u_char *) "", 0);
+        return ngx_http_referral_variable_empty(v);
     }
 
     return ngx_http_referral_variable_set(v, s->data, s->len);
@@ -414,7 +431,7 @@ ngx_http_referral_asn_variable(ngx_http_request_t *r,
     }
 
     if (ctx == NULL || ctx->asn == 0) {
-        return ngx_http_referral_variable_set(v, (u_char *) "", 0);
+        return ngx_http_referral_variable_empty(v);
     }
 
     p = ngx_pnalloc(r->pool, NGX_INT_T_LEN);

@@ -18,6 +18,12 @@
 #define REFERRAL_BATCH_ARENA  (8 * 1024 * 1024)
 #define REFERRAL_BATCH_SLACK  (64 * 1024)
 
+#if (REFERRAL_FAULTS)
+#define REFERRAL_BATCH_PIECE  1024         /* to be stopped half way */
+#else
+#define REFERRAL_BATCH_PIECE  (32 * 1024)
+#endif
+
 #define REFERRAL_BATCH_DAY    UINT64_C(86400000)
 
 /* plausible times; referral.plausible() has the same window */
@@ -31,6 +37,8 @@ static void referral_batch_take(referral_batch_t *b,
 static const char *referral_batch_text(referral_batch_t *b, const char *text);
 static void referral_batch_judge_item(referral_batch_t *b,
     referral_item_t *item, uint64_t now);
+static void referral_batch_encode_until(referral_batch_t *b, int32_t stream,
+    size_t len);
 static void referral_batch_deltas(referral_batch_t *b);
 static uint32_t referral_batch_hash(const referral_item_t *item);
 static int referral_batch_same(const referral_item_t *one,
@@ -290,31 +298,70 @@ referral_batch_refuse(referral_batch_t *b, referral_item_t *item,
 int
 referral_batch_encode(referral_batch_t *b, int32_t stream)
 {
-    size_t              i;
+    referral_batch_rewind(b);
+    referral_batch_encode_until(b, stream, SIZE_MAX);
+
+    return b->interaction.failed ? REFERRAL_ERROR : REFERRAL_OK;
+}
+
+
+void
+referral_batch_rewind(referral_batch_t *b)
+{
+    referral_batch_reset(&b->interaction);
+    referral_copy_begin(&b->interaction);
+
+    b->encoded = 0;
+    b->taken = 0;
+}
+
+
+int
+referral_batch_more(referral_batch_t *b, int32_t stream, const u_char **data,
+    size_t *len)
+{
+    referral_batch_encode_until(b, stream, b->taken + REFERRAL_BATCH_PIECE);
+
+    if (b->interaction.failed) {
+        return REFERRAL_ERROR;
+    }
+
+    *data = b->interaction.data + b->taken;
+    *len = b->interaction.len - b->taken;
+
+    b->taken = b->interaction.len;
+
+    return REFERRAL_OK;
+}
+
+
+static void
+referral_batch_encode_until(referral_batch_t *b, int32_t stream, size_t len)
+{
     char                error[REFERRAL_ERROR_LEN];
     referral_item_t    *item;
     referral_record_t   rec;
 
-    referral_batch_reset(&b->interaction);
-    referral_copy_begin(&b->interaction);
-
-    for (i = 0; i < b->n; i++) {
-        item = &b->items[i];
+    while (b->encoded < b->n && b->interaction.len < len) {
+        item = &b->items[b->encoded++];
         item->offset = b->interaction.len;
 
-        if (item->kind != REFERRAL_ITEM_ROW) {
-            continue;
+        if (item->kind == REFERRAL_ITEM_ROW) {
+            (void) referral_record_decode(&rec, item->payload, item->len,
+                                          error);
+
+            referral_row_copy(&b->interaction, &rec, item->occurred, stream,
+                              item->number);
         }
 
-        (void) referral_record_decode(&rec, item->payload, item->len, error);
+        if (b->encoded == b->n) {
+            referral_copy_end(&b->interaction);
+        }
 
-        referral_row_copy(&b->interaction, &rec, item->occurred, stream,
-                          item->number);
+        if (b->interaction.failed) {
+            return;
+        }
     }
-
-    referral_copy_end(&b->interaction);
-
-    return b->interaction.failed ? REFERRAL_ERROR : REFERRAL_OK;
 }
 
 

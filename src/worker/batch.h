@@ -72,6 +72,8 @@ typedef struct {
     /* by referral_batch_encode() */
 
     referral_buf_t       interaction;
+    size_t               encoded;          /* items */
+    size_t               taken;            /* bytes of interaction */
     referral_buf_t       delta;
     referral_buf_t       dead_letter;
     referral_buf_t       quarantine;
@@ -100,8 +102,14 @@ void referral_batch_judge(referral_batch_t *b, uint64_t now);
 void referral_batch_refuse(referral_batch_t *b, referral_item_t *item,
     const char *sqlstate, const char *message);
 
-/* encodes the interactions */
+/*
+ * Encodes the interactions: all at once, or, after referral_batch_rewind(), a
+ * piece at a time, of no length at the end.
+ */
 int referral_batch_encode(referral_batch_t *b, int32_t stream);
+void referral_batch_rewind(referral_batch_t *b);
+int referral_batch_more(referral_batch_t *b, int32_t stream,
+    const u_char **data, size_t *len);
 
 /* encodes all the rest, when it is final what is a row */
 int referral_batch_encode_rest(referral_batch_t *b, int32_t stream);

@@ -42,10 +42,12 @@ static int referral_flush_begin(referral_flush_t *f);
 static int referral_flush_partitions(referral_flush_t *f);
 static int referral_flush_partition(referral_flush_t *f, int64_t day);
 static int referral_flush_known(const referral_flush_t *f, int64_t day);
-static int referral_flush_interactions(referral_flush_t *f, unsigned careful);
+static int referral_flush_interactions(referral_flush_t *f,
+    referral_source_stream_t *st, unsigned careful);
+static int referral_flush_more(void *ctx, const u_char **data, size_t *len);
 static int referral_flush_bisect(referral_flush_t *f, size_t first, size_t n);
 static int referral_flush_rest(referral_flush_t *f,
-    referral_source_stream_t *st);
+    referral_source_stream_t *st, unsigned careful);
 static int referral_flush_end(referral_flush_t *f);
 static int referral_flush_memory(referral_flush_t *f);
 static void referral_flush_committed(referral_flush_t *f,
@@ -270,10 +272,6 @@ referral_flush_transaction(referral_flush_t *f, referral_source_stream_t *st,
 
     referral_fault("worker-begun");
 
-    if (referral_batch_encode(b, st->stream) != REFERRAL_OK) {
-        return referral_flush_memory(f);
-    }
-
     last = &b->items[b->n - 1];
 
     counts[0] = b->rows;
@@ -289,13 +287,13 @@ referral_flush_transaction(referral_flush_t *f, referral_source_stream_t *st,
 
     referral_fault("worker-moved");
 
-    if (referral_flush_interactions(f, careful) != REFERRAL_OK) {
+    if (referral_flush_interactions(f, st, careful) != REFERRAL_OK) {
         return REFERRAL_ERROR;
     }
 
     referral_fault("worker-copied");
 
-    if (referral_flush_rest(f, st) != REFERRAL_OK) {
+    if (referral_flush_rest(f, st, careful) != REFERRAL_OK) {
         return REFERRAL_ERROR;
     }
 
@@ -433,19 +431,32 @@ referral_flush_known(const referral_flush_t *f, int64_t day)
 }
 
 
+/*
+ * Rows are encoded while the server takes those before them, and so is all
+ * the rest, unless it depends on what is refused.
+ */
+
 static int
-referral_flush_interactions(referral_flush_t *f, unsigned careful)
+referral_flush_interactions(referral_flush_t *f, referral_source_stream_t *st,
+    unsigned careful)
 {
     if (f->batch.rows == 0) {
         return REFERRAL_OK;
     }
 
     if (careful) {
+        if (referral_batch_encode(&f->batch, st->stream) != REFERRAL_OK) {
+            return referral_flush_memory(f);
+        }
+
         return referral_flush_bisect(f, 0, f->batch.n);
     }
 
-    if (referral_pg_copy(f->pg, REFERRAL_FLUSH_COPY, f->batch.interaction.data,
-                         f->batch.interaction.len)
+    f->stream = st->stream;
+    referral_batch_rewind(&f->batch);
+
+    if (referral_pg_copy_from(f->pg, REFERRAL_FLUSH_COPY, referral_flush_more,
+                              f)
         != REFERRAL_OK)
     {
         f->copying = 1;
@@ -453,6 +464,22 @@ referral_flush_interactions(referral_flush_t *f, unsigned careful)
     }
 
     return REFERRAL_OK;
+}
+
+
+static int
+referral_flush_more(void *ctx, const u_char **data, size_t *len)
+{
+    referral_flush_t  *f;
+
+    f = ctx;
+
+    if (referral_batch_more(&f->batch, f->stream, data, len) != REFERRAL_OK) {
+        return REFERRAL_ERROR;
+    }
+
+    return *len ? REFERRAL_OK
+                : referral_batch_encode_rest(&f->batch, f->stream);
 }
 
 
@@ -520,13 +547,16 @@ referral_flush_bisect(referral_flush_t *f, size_t first, size_t n)
 
 
 static int
-referral_flush_rest(referral_flush_t *f, referral_source_stream_t *st)
+referral_flush_rest(referral_flush_t *f, referral_source_stream_t *st,
+    unsigned careful)
 {
     referral_batch_t  *b;
 
     b = &f->batch;
 
-    if (referral_batch_encode_rest(b, st->stream) != REFERRAL_OK) {
+    if ((careful || b->rows == 0)
+        && referral_batch_encode_rest(b, st->stream) != REFERRAL_OK)
+    {
         return referral_flush_memory(f);
     }
 

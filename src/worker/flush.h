@@ -48,6 +48,7 @@ typedef struct {
     int64_t                     days[REFERRAL_FLUSH_DAYS];  /* since 1970, */
     size_t                      ndays;     /* whose partitions are there */
 
+    int32_t                     stream;    /* of the COPY under way */
     unsigned                    copying:1; /* the failed statement was COPY */
 
     referral_flush_stat_t       stat;

@@ -29,18 +29,23 @@
 
 #define REFERRAL_PG_GRACE       10000
 
-#if (REFERRAL_FAULTS)
-#define REFERRAL_PG_PIECE       1024
-#else
 #define REFERRAL_PG_PIECE       65536      /* bytes a time, in COPY */
-#endif
 
 #define REFERRAL_PG_OPTIONS     64
+
+
+typedef struct {
+    const u_char               *data;
+    size_t                      len;
+} referral_pg_rest_t;
 
 
 static int referral_pg_start(referral_pg_t *pg, uint64_t *timeout);
 static char *referral_pg_pick(const char *list, unsigned n, unsigned *count);
 static int referral_pg_session(referral_pg_t *pg);
+static int referral_pg_copy_rest(void *ctx, const u_char **data, size_t *len);
+static int referral_pg_put(referral_pg_t *pg, const u_char *data, size_t len,
+    uint64_t deadline);
 static int referral_pg_flush(referral_pg_t *pg, uint64_t deadline);
 static PGresult *referral_pg_next(referral_pg_t *pg, uint64_t deadline);
 static int referral_pg_finish(referral_pg_t *pg, PGresult **res,
@@ -51,6 +56,8 @@ static uint64_t referral_pg_deadline(const referral_pg_t *pg);
 static void referral_pg_result_error(referral_pg_t *pg, const PGresult *res);
 static void referral_pg_lost(referral_pg_t *pg, const char *what);
 static void referral_pg_refused(referral_pg_t *pg);
+static referral_pg_class_e referral_pg_classify(const char *sqlstate,
+    const char *constraint);
 static void referral_pg_notice(void *data, const PGresult *res);
 
 #if (REFERRAL_FAULTS)
@@ -260,7 +267,7 @@ referral_pg_pick(const char *list, unsigned n, unsigned *count)
 static int
 referral_pg_session(referral_pg_t *pg)
 {
-    char  sql[512];
+    char  sql[640];
 
     (void) PQsetErrorVerbosity(pg->conn, PQERRORS_DEFAULT);
 
@@ -277,6 +284,8 @@ referral_pg_session(referral_pg_t *pg)
              " set_config('statement_timeout', '%llu', false),"
              " set_config('lock_timeout', '%llu', false),"
              " set_config('idle_in_transaction_session_timeout', '%llu',"
+             "            false),"
+             " set_config('default_transaction_isolation', 'read committed',"
              "            false),"
              " set_config('TimeZone', 'UTC', false),"
              " set_config('search_path', 'pg_catalog', false)",
@@ -435,10 +444,41 @@ int
 referral_pg_copy(referral_pg_t *pg, const char *sql, const u_char *data,
     size_t len)
 {
-    int        rc;
-    size_t     n;
-    uint64_t   deadline;
-    PGresult  *res;
+    referral_pg_rest_t  rest;
+
+    rest.data = data;
+    rest.len = len;
+
+    return referral_pg_copy_from(pg, sql, referral_pg_copy_rest, &rest);
+}
+
+
+static int
+referral_pg_copy_rest(void *ctx, const u_char **data, size_t *len)
+{
+    referral_pg_rest_t  *rest;
+
+    rest = ctx;
+
+    *data = rest->data;
+    *len = rest->len < REFERRAL_PG_PIECE ? rest->len : REFERRAL_PG_PIECE;
+
+    rest->data += *len;
+    rest->len -= *len;
+
+    return REFERRAL_OK;
+}
+
+
+int
+referral_pg_copy_from(referral_pg_t *pg, const char *sql,
+    referral_pg_more_pt more, void *ctx)
+{
+    int            rc;
+    size_t         len;
+    uint64_t       deadline;
+    PGresult      *res;
+    const u_char  *data;
 
     deadline = referral_pg_deadline(pg);
 
@@ -465,22 +505,18 @@ referral_pg_copy(referral_pg_t *pg, const char *sql, const u_char *data,
 
     PQclear(res);
 
-    while (len) {
-        n = len < REFERRAL_PG_PIECE ? len : REFERRAL_PG_PIECE;
+    for ( ;; ) {
 
-        rc = PQputCopyData(pg->conn, (const char *) data, (int) n);
-
-        if (rc == -1) {
-            referral_pg_lost(pg, NULL);
+        if (more(ctx, &data, &len) != REFERRAL_OK) {
+            referral_pg_lost(pg, "out of memory here");
             return REFERRAL_ERROR;
         }
 
-        if (rc == 1) {
-            data += n;
-            len -= n;
+        if (len == 0) {
+            break;
         }
 
-        if (referral_pg_flush(pg, deadline) != REFERRAL_OK) {
+        if (referral_pg_put(pg, data, len, deadline) != REFERRAL_OK) {
             return REFERRAL_ERROR;
         }
 
@@ -505,6 +541,30 @@ referral_pg_copy(referral_pg_t *pg, const char *sql, const u_char *data,
     }
 
     return referral_pg_finish(pg, NULL, deadline);
+}
+
+
+static int
+referral_pg_put(referral_pg_t *pg, const u_char *data, size_t len,
+    uint64_t deadline)
+{
+    int  rc;
+
+    do {
+        rc = PQputCopyData(pg->conn, (const char *) data, (int) len);
+
+        if (rc == -1) {
+            referral_pg_lost(pg, NULL);
+            return REFERRAL_ERROR;
+        }
+
+        if (referral_pg_flush(pg, deadline) != REFERRAL_OK) {
+            return REFERRAL_ERROR;
+        }
+
+    } while (rc == 0);
+
+    return REFERRAL_OK;
 }
 
 
@@ -768,7 +828,7 @@ referral_pg_refused(referral_pg_t *pg)
 }
 
 
-referral_pg_class_e
+static referral_pg_class_e
 referral_pg_classify(const char *sqlstate, const char *constraint)
 {
     size_t  i;

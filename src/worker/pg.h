@@ -85,11 +85,18 @@ int referral_pg_query(referral_pg_t *pg, const char *sql, int n,
 int referral_pg_copy(referral_pg_t *pg, const char *sql, const u_char *data,
     size_t len);
 
+/*
+ * The same of data that is made on the way, so that the server works
+ * meanwhile: more() sets the next piece, of no length at the end.
+ */
+typedef int (*referral_pg_more_pt)(void *ctx, const u_char **data,
+    size_t *len);
+
+int referral_pg_copy_from(referral_pg_t *pg, const char *sql,
+    referral_pg_more_pt more, void *ctx);
+
 /* ends a transaction that failed, when the connection still lives */
 int referral_pg_rollback(referral_pg_t *pg);
-
-referral_pg_class_e referral_pg_classify(const char *sqlstate,
-    const char *constraint);
 
 
 #endif /* _REFERRAL_PG_H_INCLUDED_ */

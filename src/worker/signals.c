@@ -127,7 +127,10 @@ referral_wait(const char *what, int fd, short events, uint64_t ms,
 
         n = poll(pfd, 2, (int) step);
 
+        /* an answer is progress, however short the wait for it was */
+
         if (n > 0 && pfd[1].revents) {
+            referral_notify_alive();
             return REFERRAL_OK;
         }
 

@@ -26,7 +26,6 @@ struct referral_source_stream_s {
 
     /* kept by the source */
 
-    unsigned             final:1;          /* nothing is ever added */
     unsigned             aside:1;          /* not to be read */
 
     /* kept by the flush: the row of referral.ingest_cursor */

@@ -149,7 +149,6 @@ referral_source_journal_scan(referral_source_t *src, char *error)
 
         st->s = s;
         st->seen = 1;
-        st->base.final = s->state != REFERRAL_STREAM_LIVE;
         st->base.aside = s->state == REFERRAL_STREAM_SET_ASIDE;
     }
 
@@ -306,18 +305,11 @@ static int
 referral_source_journal_next(referral_source_t *src,
     referral_source_stream_t *st, referral_frame_t *frame, char *error)
 {
-    int                 rc;
     referral_stream_t  *s;
 
     s = ((referral_journal_stream_t *) st)->s;
 
-    rc = referral_stream_next(s, frame, error);
-
-    if (rc == REFERRAL_DONE) {
-        st->final = 1;
-    }
-
-    return rc;
+    return referral_stream_next(s, frame, error);
 }
 
 
