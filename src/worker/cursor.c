@@ -34,10 +34,20 @@
     " AND $9::uuid IS NOT DISTINCT FROM $9::uuid"
 
 
+/* records that are looked at first, before the one that is damaged */
+
+#define REFERRAL_CURSOR_NEAR  4096
+
+
 static int referral_cursor_read(referral_pg_t *pg,
     referral_source_stream_t *st);
 static int referral_cursor_verify(referral_pg_t *pg, referral_source_t *src,
     referral_source_stream_t *st);
+static int referral_cursor_behind(referral_pg_t *pg, referral_source_t *src,
+    referral_source_stream_t *st);
+static int referral_cursor_last(referral_source_t *src,
+    referral_source_stream_t *st, uint64_t from, uint64_t *seq, u_char *id,
+    char *error);
 static int referral_cursor_ahead(referral_pg_t *pg, referral_source_t *src,
     referral_source_stream_t *st);
 static int referral_cursor_recorded(referral_pg_t *pg,
@@ -153,9 +163,12 @@ referral_cursor_verify(referral_pg_t *pg, referral_source_t *src,
     case REFERRAL_OK:
 
         if (frame.number != st->seq || !st->has_last_id
-            || referral_cursor_id(&frame, id) != REFERRAL_OK
-            || memcmp(id, st->last_id, REFERRAL_UUID_LEN) == 0)
+            || referral_cursor_id(&frame, id) != REFERRAL_OK)
         {
+            return referral_cursor_behind(pg, src, st);
+        }
+
+        if (memcmp(id, st->last_id, REFERRAL_UUID_LEN) == 0) {
             return REFERRAL_OK;
         }
 
@@ -164,7 +177,7 @@ referral_cursor_verify(referral_pg_t *pg, referral_source_t *src,
                    "this machine was started twice from one image");
 
     case REFERRAL_HOLE:
-        return REFERRAL_OK;
+        return referral_cursor_behind(pg, src, st);
 
     case REFERRAL_AGAIN:
     case REFERRAL_DONE:
@@ -174,6 +187,91 @@ referral_cursor_verify(referral_pg_t *pg, referral_source_t *src,
         referral_cursor_unreadable(st, error);
         return REFERRAL_AGAIN;
     }
+}
+
+
+/*
+ * The last committed record can not be compared: it is damaged, here or where
+ * it was read.  Then the last one before it that can be read tells.
+ */
+
+static int
+referral_cursor_behind(referral_pg_t *pg, referral_source_t *src,
+    referral_source_stream_t *st)
+{
+    char      error[REFERRAL_ERROR_LEN];
+    u_char    id[REFERRAL_UUID_LEN];
+    uint64_t  seq, from;
+    unsigned  recorded;
+
+    from = st->seq > REFERRAL_CURSOR_NEAR ? st->seq - REFERRAL_CURSOR_NEAR : 1;
+
+    for ( ;; ) {
+        if (referral_cursor_last(src, st, from, &seq, id, error)
+            != REFERRAL_OK)
+        {
+            return referral_cursor_failing(st, error);
+        }
+
+        if (seq || from == 1) {
+            break;
+        }
+
+        from = 1;
+    }
+
+    if (seq == 0) {
+        return REFERRAL_OK;
+    }
+
+    if (referral_cursor_recorded(pg, st, seq, id, &recorded) != REFERRAL_OK) {
+        return REFERRAL_ERROR;
+    }
+
+    if (recorded) {
+        return REFERRAL_OK;
+    }
+
+    return referral_cursor_set_aside(src, st,
+               "the last committed record is damaged, and the one before it "
+               "is not known to postgres: this machine was started twice from "
+               "one image");
+}
+
+
+/* the last record from..(cursor - 1) that has an id; *seq is 0 if none has */
+
+static int
+referral_cursor_last(referral_source_t *src, referral_source_stream_t *st,
+    uint64_t from, uint64_t *seq, u_char *id, char *error)
+{
+    int               rc;
+    u_char            last[REFERRAL_UUID_LEN];
+    referral_frame_t  frame;
+
+    *seq = 0;
+
+    rc = src->seek(src, st, from, error);
+
+    while (rc == REFERRAL_OK || rc == REFERRAL_HOLE) {
+        rc = src->next(src, st, &frame, error);
+
+        if (rc == REFERRAL_HOLE) {
+            continue;
+        }
+
+        if (rc != REFERRAL_OK || frame.number >= st->seq) {
+            break;
+        }
+
+        if (referral_cursor_id(&frame, last) == REFERRAL_OK)
+        {
+            memcpy(id, last, REFERRAL_UUID_LEN);
+            *seq = frame.number;
+        }
+    }
+
+    return rc == REFERRAL_ERROR ? REFERRAL_ERROR : REFERRAL_OK;
 }
 
 
