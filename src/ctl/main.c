@@ -128,13 +128,14 @@ static const ctl_command_t  ctl_commands[] = {
       "carry on with a stream that was set aside",
       CTL_JOURNAL|CTL_OPT_DB, 1, 1, ctl_journal_adopt,
       "referral-worker sets a stream aside when Postgres has another one's\n"
-      "records in its place: the machine was started twice from one image, or\n"
-      "copied.  This gives the records whose ids Postgres does not have to a\n"
-      "new stream, which the worker carries, and removes the old one.  Reload\n"
-      "nginx first: a stream that is written is refused.  It can be stopped\n"
-      "and run again; nothing is doubled.  Run it as a user who may write the\n"
-      "journal, with a role that may read referral.interaction.  Exits with 1\n"
-      "when records can not be read; then the old stream is kept.\n",
+      "records in its place: the machine was started twice from one image,\n"
+      "or copied.  This gives the records whose ids Postgres does not have\n"
+      "to a new stream, which the worker carries, and removes the old one.\n"
+      "Reload nginx first: a stream that is written is refused.  It can be\n"
+      "stopped and run again; nothing is doubled.  Run it as a user who may\n"
+      "write the journal, with a role that may read referral.interaction.\n"
+      "Exits with 1 when records can not be read; the old stream is kept\n"
+      "then.\n",
       "  referralctl journal adopt 0a1b2c --db dbname=referral\n" },
 
     { "db", "upgrade", "",
