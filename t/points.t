@@ -72,6 +72,13 @@ if ($doc->{faults}) {
     is($t->run($t->build() . '/referral-worker', '-V')->{status}, 2,
        'nor in the worker');
 
+    $t->allow(qr/there is no point/);
+    $t->nginx(main => 'env REFERRAL_FAULT;',
+              server => 'location / { return 204; }');
+    $t->log_like(qr/\[emerg\].*there is no point "nothing": nothing is tested/,
+                 'nor in nginx, which says so and goes on');
+    is($t->get('/')->status(), 204, 'without it');
+
 } else {
     unlike($ctl->{output}, qr/fault/, 'no word of it');
 
