@@ -21,7 +21,8 @@ SYSCONF   ?= /etc
 NGINX     ?= $(shell PATH=$$PATH:/usr/sbin:/usr/local/sbin command -v nginx)
 FUZZ_TIME ?= 30
 JOBS      ?= 2
-TESTS     ?= $(wildcard t/*.t)
+TESTS     ?= $(wildcard t/*.t) t/faults/model.t
+CLICKS    ?= 1000000
 
 # Debian's flags where its tools are, the same by hand elsewhere
 
@@ -90,7 +91,7 @@ SANITIZE   = -g -O1 -fno-omit-frame-pointer -fsanitize=address,undefined \
 
 
 .PHONY: all module worker ctl core-tests test test-packages test-asan fuzz \
-        install clean help
+        faults-long install clean help
 .DELETE_ON_ERROR:
 
 
@@ -117,6 +118,7 @@ help:
 	@echo 'make test           every test; as root, what it needs is installed'
 	@echo 'make test-asan      the same with sanitizers in nginx and programs'
 	@echo 'make fuzz           every fuzz target, $(FUZZ_TIME) s each'
+	@echo 'make faults-long    CLICKS=10000000: memory and journal under load'
 	@echo 'make FAULTS=1       the same with fault points, for tests only, in'
 	@echo '                    build/faults/'
 	@echo 'make install        into PREFIX ($(PREFIX)), below DESTDIR'
@@ -183,6 +185,14 @@ test-asan: test-packages
 	    CMOCKA_MESSAGE_OUTPUT=TAP \
 	    prove -j$(JOBS) --timer -It/lib $(TESTS) \
 	    $(CORE_TESTS:$(BUILD)/%=$(BUILD)/asan/%)
+
+
+# memory and journal under load; CLICKS=10000000 takes some minutes
+
+faults-long: test-packages
+	@$(MAKE) --no-print-directory -j$(JOBS) all
+	@REFERRAL_BUILD='$(abspath $(BUILD))' REFERRAL_NGINX='$(NGINX)' \
+	    CLICKS=$(CLICKS) perl -It/lib t/faults/long.pl
 
 
 fuzz: $(FUZZERS)

@@ -509,8 +509,16 @@ sub half_open {
 
     $s->load();
 
-    return cuts($s, $proxy, map { { down => 0, after => $_, then => 'half' } }
-                            @statements[1, 2, 4]);
+    my $v = cuts($s, $proxy, map {
+        { down => 0, after => $_, then => 'half' }
+    } @statements[1, 2, 4]);
+
+    # its own session of before keeps the cursor's row
+
+    push @{ $v->{wrong} }, 'nothing was held'
+        unless $s->worker()->output() =~ /sqlstate=55P03/;
+
+    return $v;
 }
 
 
