@@ -23,6 +23,7 @@ FUZZ_TIME ?= 30
 JOBS      ?= 2
 TESTS     ?= $(wildcard t/*.t) t/faults/model.t
 CLICKS    ?= 1000000
+DURATION  ?= 600
 
 # Debian's flags where its tools are, the same by hand elsewhere
 
@@ -91,7 +92,7 @@ SANITIZE   = -g -O1 -fno-omit-frame-pointer -fsanitize=address,undefined \
 
 
 .PHONY: all module worker ctl core-tests test test-packages test-asan fuzz \
-        faults-long install clean help
+        faults-build faults faults-random faults-long install clean help
 .DELETE_ON_ERROR:
 
 
@@ -118,6 +119,8 @@ help:
 	@echo 'make test           every test; as root, what it needs is installed'
 	@echo 'make test-asan      the same with sanitizers in nginx and programs'
 	@echo 'make fuzz           every fuzz target, $(FUZZ_TIME) s each'
+	@echo 'make faults         processes, servers, disk and clock fail: the table'
+	@echo 'make faults-random  DURATION=600 SEED=1: random pairs of faults'
 	@echo 'make faults-long    CLICKS=10000000: memory and journal under load'
 	@echo 'make FAULTS=1       the same with fault points, for tests only, in'
 	@echo '                    build/faults/'
@@ -167,7 +170,7 @@ test-packages:
 
 # prove's closing line has to be the last one
 
-test: test-packages
+test: test-packages faults-build
 	@$(MAKE) --no-print-directory -j$(JOBS) all core-tests
 	@REFERRAL_BUILD='$(abspath $(BUILD))' REFERRAL_NGINX='$(NGINX)' \
 	    CMOCKA_MESSAGE_OUTPUT=TAP \
@@ -185,6 +188,30 @@ test-asan: test-packages
 	    CMOCKA_MESSAGE_OUTPUT=TAP \
 	    prove -j$(JOBS) --timer -It/lib $(TESTS) \
 	    $(CORE_TESTS:$(BUILD)/%=$(BUILD)/asan/%)
+
+
+# every scenario, one after the other; SCENARIOS="..." are some of them
+
+FAULT_BUILD = $(BUILD)/faults
+FAULT_TABLE = $(BUILD)/faults.table
+FAULT_ENV   = REFERRAL_BUILD='$(abspath $(FAULT_BUILD))' REFERRAL_NGINX='$(NGINX)'
+
+faults-build:
+	@$(MAKE) --no-print-directory FAULTS=1 BUILD=$(FAULT_BUILD) -j$(JOBS) \
+	    all core-tests
+
+faults: test-packages faults-build
+	@rm -f $(FAULT_TABLE)
+	@rc=0; $(FAULT_ENV) REFERRAL_FAULTS_TABLE='$(abspath $(FAULT_TABLE))' \
+	    REFERRAL_SCENARIOS='$(SCENARIOS)' \
+	    prove --timer -It/lib $(wildcard t/faults/*.t) || rc=1; \
+	echo; perl -It/lib -MReferral::Test::Scenario \
+	    -e 'print Referral::Test::Scenario::table(shift)' \
+	    $(FAULT_TABLE); exit $$rc
+
+faults-random: test-packages faults-build
+	@$(FAULT_ENV) DURATION='$(DURATION)' SEED='$(SEED)' \
+	    perl -It/lib t/faults/random.pl
 
 
 # memory and journal under load; CLICKS=10000000 takes some minutes

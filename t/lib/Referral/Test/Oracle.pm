@@ -380,6 +380,17 @@ sub ask {
 }
 
 
+# answers without an id up to now have been compared with the counters
+
+sub forget_drops {
+    my ($self) = @_;
+
+    $_->{old} = 1 for values %{ $self->{requests} };
+
+    return;
+}
+
+
 # the ids that were given out so far
 
 sub accepted {
@@ -432,7 +443,7 @@ sub judge {
         }
     }
 
-    my ($given, %given) = (0);
+    my ($given, $unsure, %given) = (0, 0);
 
     for my $tag (keys %{ $self->{requests} }) {
         my $r = $self->{requests}{$tag};
@@ -473,6 +484,7 @@ sub judge {
 
         if ($r->{status} == 0) {
             $v{unanswered}++;
+            $unsure++ unless $r->{old};
 
             if ($n > 1) {
                 $v{doubled}++;
@@ -482,7 +494,7 @@ sub judge {
             next;
         }
 
-        $given++ if $r->{status} != 429 && $r->{status} != 500
+        $given++ if !$r->{old} && $r->{status} != 429 && $r->{status} != 500
                     && $r->{status} != 502 && $r->{status} != 400
                     && $r->{status} != 414;
         $v{refused}++;
@@ -495,12 +507,12 @@ sub judge {
 
     if (defined $arg{dropped}
         && ($arg{dropped} < $given
-            || $arg{dropped} > $given + $v{unanswered}))
+            || $arg{dropped} > $given + $unsure))
     {
         $self->wrong(\%v, "$given requests were answered without an id, "
                           . "dropped counters say $arg{dropped}"
-                          . ($v{unanswered} ? " ($v{unanswered} without"
-                                              . ' an answer)' : ''));
+                          . ($unsure ? " ($unsure without an answer)"
+                                        : ''));
     }
 
     $self->conserved($pg, \%v, %arg);

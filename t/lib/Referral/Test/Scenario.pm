@@ -175,10 +175,41 @@ sub line {
 }
 
 
-sub head {
-    return sprintf("%-28s %8s %8s %8s %10s %6s %6s %7s %7s  %s", 'scenario',
-                   qw(requests accepted refused unanswered gaps lost doubled
-                      seconds), 'remark');
+# (file): the table with its head, and its sums
+
+sub table {
+    my ($file) = @_;
+
+    open(my $fh, '<', $file) or return "no scenario ran\n";
+    my @lines = <$fh>;
+
+    my ($requests, $accepted, $lost, $doubled, $failed) = (0) x 5;
+
+    for (@lines) {
+        my @f = split(' ');
+
+        $failed++ if /FAILED|NOT FOUND OUT/;
+        next if $f[1] !~ /^\d/;
+
+        $requests += $f[1];
+        $accepted += $f[2];
+
+        # a guard was off: this is what it guards from
+
+        next if /red, as it must be/;
+
+        $lost += $f[6];
+        $doubled += $f[7];
+    }
+
+    my $head = sprintf('%-28s %8s %8s %8s %10s %6s %6s %7s %7s', 'scenario',
+                       qw(requests accepted refused unanswered gaps lost
+                          doubled seconds));
+
+    return "$head\n" . join('', @lines)
+           . sprintf("%d scenarios, %d failed; %d requests, %d accepted,"
+                     . " %d lost, %d doubled\n", scalar(@lines), $failed,
+                     $requests, $accepted, $lost, $doubled);
 }
 
 

@@ -151,14 +151,14 @@ sub writer_fails {
 
 my %before = (
     'worker-refused' => sub {
-        my ($s) = @_;
+        my ($s, $round) = @_;
         $s->rows("ALTER TABLE referral.interaction ADD CONSTRAINT poison
-                  CHECK (code <> 'CODE7')");
+                  CHECK (code <> 'CODE7') NOT VALID") if $round == 1;
     },
     'worker-cursor' => sub { $_[0]->t()->reload() },
     'partition-sent' => \&no_partition,
-    'partition-made' => \&no_partition,
-    'partition-expired' => \&old_partition,
+    'partition-new' => \&no_partition,
+    'partition-marked' => \&old_partition,
     'partition-detach-sent' => \&old_partition,
     'partition-detached' => \&old_partition,
     'partition-dropped' => \&old_partition,
@@ -195,7 +195,7 @@ sub worker {
         my ($s) = @_;
 
         my ($hits, $mark, $w) = (0, marks($s) . "/$point", $s->worker());
-        my $once = $point =~ /^partition-(?:sent|made)$/;
+        my $once = $point =~ /^partition-(?:sent|new)$/;
 
         $w->{env} = { REFERRAL_FAULT => $point . ':' . ($nth{$point} // 1),
                       REFERRAL_FAULT_MARK => marks($s) };
