@@ -73,8 +73,9 @@ if ($doc->{faults}) {
        'nor in the worker');
 
     $t->allow(qr/there is no point/);
+    $t->redis();
     $t->nginx(main => 'env REFERRAL_FAULT;',
-              server => 'location / { return 204; }');
+              server => 'referral on; location / { return 204; }');
     $t->log_like(qr/\[emerg\].*there is no point "nothing": nothing is tested/,
                  'nor in nginx, which says so and goes on');
     is($t->get('/')->status(), 204, 'without it');
