@@ -210,7 +210,8 @@ referral_cursor_behind(referral_pg_t *pg, referral_source_t *src,
         if (referral_cursor_last(src, st, from, &seq, id, error)
             != REFERRAL_OK)
         {
-            return referral_cursor_failing(st, error);
+            referral_cursor_unreadable(st, error);
+            return REFERRAL_AGAIN;
         }
 
         if (seq || from == 1) {
