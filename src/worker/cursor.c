@@ -45,6 +45,7 @@ static int referral_cursor_verify(referral_pg_t *pg, referral_source_t *src,
     referral_source_stream_t *st);
 static int referral_cursor_behind(referral_pg_t *pg, referral_source_t *src,
     referral_source_stream_t *st);
+static unsigned referral_cursor_has_id(void);
 static int referral_cursor_last(referral_source_t *src,
     referral_source_stream_t *st, uint64_t from, uint64_t *seq, u_char *id,
     char *error);
@@ -204,6 +205,10 @@ referral_cursor_behind(referral_pg_t *pg, referral_source_t *src,
     uint64_t  seq, from;
     unsigned  recorded;
 
+    if (!referral_cursor_has_id()) {
+        return REFERRAL_OK;
+    }
+
     from = st->seq > REFERRAL_CURSOR_NEAR ? st->seq - REFERRAL_CURSOR_NEAR : 1;
 
     for ( ;; ) {
@@ -240,6 +245,15 @@ referral_cursor_behind(referral_pg_t *pg, referral_source_t *src,
 }
 
 
+/* always, but for a test of what happens else */
+
+static unsigned
+referral_cursor_has_id(void)
+{
+    return referral_guard("last-id-compare");
+}
+
+
 /* the last record from..(cursor - 1) that has an id; *seq is 0 if none has */
 
 static int
@@ -265,8 +279,7 @@ referral_cursor_last(referral_source_t *src, referral_source_stream_t *st,
             break;
         }
 
-        if (referral_cursor_id(&frame, last) == REFERRAL_OK)
-        {
+        if (referral_cursor_id(&frame, last) == REFERRAL_OK) {
             memcpy(id, last, REFERRAL_UUID_LEN);
             *seq = frame.number;
         }
@@ -496,7 +509,7 @@ referral_cursor_move(referral_pg_t *pg, const referral_source_stream_t *st,
     values[2] = NULL;
     values[8] = NULL;
 
-    compare = referral_guard("last-id-compare");
+    compare = referral_cursor_has_id();
 
     if (last_id != NULL && compare) {
         referral_uuid_text(last_id, (u_char *) text[2]);
