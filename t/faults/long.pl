@@ -52,7 +52,7 @@ $t->nginx(cookie => 1, status => 1, workers => 2,
         location / { return 200; }
     }) if mkdir($t->dir() . '/journal', 02770);
 
-my $w = $t->worker(retention => '20s', batch_wait => '100ms');
+my $w = $t->worker(batch_wait => '100ms');
 
 $t->write_file('load.lua', 'local n = 0
 request = function()

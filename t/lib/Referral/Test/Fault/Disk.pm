@@ -480,7 +480,7 @@ sub table {
           failing('segment-fallocate-enospc'), $fault ],
         [ 'disk-fallocate-eio', 'fallocate fails: I/O error',
           failing('segment-fallocate-eio'), $fault ],
-        [ 'disk-fdatasync-eio', 'fdatasync fails', failing('sync-eio'),
+        [ 'disk-fdatasync-eio', 'fdatasync fails', failing('segment-fdatasync-eio'),
           $fault ],
         [ 'disk-flip-record', 'a bit of a record', \&flip_record, $small ],
         [ 'disk-flip-many', 'bits anywhere', \&flip_many, $small ],
