@@ -116,4 +116,28 @@ cmp_ok(scalar(keys(%hit)), '>=', 15, 'and of the writer');
 note(join(' ', sort keys(%hit)));
 is_deeply([ glob("$journal/*.adopt") ], [], 'nothing is left over');
 
+# the worker dies while it sets a stream aside
+
+$w->stop();
+my $r = $t->run($write, '--journal', $journal, '--count', 10);
+my ($stream) = $r->{output} =~ /^stream (\w+)/m;
+my $cursor = "referral.ingest_cursor WHERE stream_id = '$stream'";
+
+$w->start();
+ok($t->wait_for(sub { ($pg->value("SELECT seq FROM $cursor") // 0) == 10 }, 10),
+   'a stream that is carried');
+$w->stop();
+$pg->rows("UPDATE referral.ingest_cursor SET last_id =
+           '01a1f8b6-a71e-758c-b42e-85afb2e01677' WHERE stream_id = '$stream'");
+
+$w->{env} = { REFERRAL_FAULT => 'aside-made', REFERRAL_FAULT_MARK => $marks };
+$w->start();
+ok($t->wait_for(sub { -e "$marks/aside-made" }, 10), 'the worker dies');
+$w->{process}->wait(5);
+$w->{env} = {};
+$w->start();
+ok($t->wait_for(sub { $w->output() =~ /event=stream-aside-found/ }, 10),
+   'the next one leaves the stream aside');
+is($json->decode(adopt($stream)->{output})->{known}, 10, 'and all is known');
+
 $t->done();
