@@ -62,8 +62,21 @@ sub with_clock {
 
     unlink($file);
     rmdir($dir);
+    shared_memory_gone();
 
     return $v;
+}
+
+
+# the library leaves its memory behind when a process is killed
+
+sub shared_memory_gone {
+    for my $file (glob('/dev/shm/faketime_shm_*'),
+                  glob('/dev/shm/sem.faketime_sem_*'))
+    {
+        my ($pid) = $file =~ /_(\d+)$/ or next;
+        unlink($file) unless -d "/proc/$pid";
+    }
 }
 
 

@@ -3,7 +3,7 @@ package Referral::Test::Fault::Disk;
 # Copyright (C) The nginx referral module authors
 #
 # The journal's disk is full, fails, and forgets; its directory is restored,
-# cloned and damaged.
+# cloned and damaged.  Calls that fail are in Points.pm.
 
 use strict;
 use warnings;
@@ -443,31 +443,8 @@ sub limit {
 }
 
 
-# (point): a fault point that makes calls fail is armed by a reload, and
-# disarmed by another
-
-sub failing {
-    my ($point) = @_;
-
-    return sub {
-        my ($s) = @_;
-
-        $s->load(rate => 600);
-        sleep(0.5);
-        $s->reconfigure(env => { REFERRAL_FAULT => $point });
-        sleep(2.5);
-        $s->reconfigure(env => {});
-        sleep(0.7);
-
-        return $s->settle();
-    };
-}
-
-
 sub table {
     my $small = { journal_args => SMALL };
-    my $fault = { journal_args => 'size=64m segment=64k sync=50ms',
-                  faults => 1 };
 
     return (
         [ 'disk-full', 'a tmpfs of 8 MB filled by someone else', sub {
@@ -476,12 +453,6 @@ sub table {
           }, { bare => 1, root => 1 } ],
         [ 'journal-full', 'the journal\'s own limit is reached', \&limit,
           { journal_args => 'size=1m segment=64k' } ],
-        [ 'disk-fallocate-enospc', 'fallocate fails: no space',
-          failing('segment-fallocate-enospc'), $fault ],
-        [ 'disk-fallocate-eio', 'fallocate fails: I/O error',
-          failing('segment-fallocate-eio'), $fault ],
-        [ 'disk-fdatasync-eio', 'fdatasync fails', failing('segment-fdatasync-eio'),
-          $fault ],
         [ 'disk-flip-record', 'a bit of a record', \&flip_record, $small ],
         [ 'disk-flip-many', 'bits anywhere', \&flip_many, $small ],
         [ 'disk-flip-header', 'a bit of a segment\'s header', \&flip_header,
