@@ -142,11 +142,21 @@ sub resumed_twice {
     my $set = $t->wait_for(sub { -e "$aside/aside" }, 3);
     my $text = '';
 
+    # at a fault point it died of it
+
+    if (($w->{env}{REFERRAL_FAULT} // '') ne '') {
+        $w->{process}->wait(3);
+        $text = 'the point was not reached' if $w->alive();
+        $w->kill9();
+        $w->{env} = {};
+        $w->start();
+    }
+
     if ($set) {
         my $r = $t->referralctl('journal', 'adopt', $stream, '--journal',
                                 $twin, '--db',
                                 $s->pg()->conninfo(db => $s->{db}));
-        $text = $r->{status} ? "adopt failed: $r->{output}" : '';
+        $text = "adopt failed: $r->{output}" if $r->{status};
     }
 
     push @{ $s->{journals} }, $twin;

@@ -11,6 +11,7 @@ use JSON::PP ();
 use Time::HiRes qw(sleep time);
 
 use Referral::Test;
+use Referral::Test::Fault::Guards;
 use Referral::Test::Scenario;
 
 
@@ -38,10 +39,6 @@ my %nth = ('record-written' => 30, 'record-published' => 30,
 my %failing_writer = map { $_ => 1 }
     qw(segment-fallocate-enospc segment-fallocate-eio segment-header-eio
        segment-rename-eio segment-fdatasync-enospc segment-fdatasync-eio);
-
-# covered elsewhere: they need more than load
-my %elsewhere = map { $_ => 1 } qw(aside-made);
-
 
 sub points {
     my $build = $ENV{REFERRAL_BUILD} // Referral::Test->top() . '/build';
@@ -281,9 +278,18 @@ sub table {
     for my $p (@points) {
         my ($name, $about) = ($p->{name}, "at the point: $p->{about}");
 
-        next if $name =~ /^adopt-/ || $elsewhere{$name};
+        # referralctl's are in t/faults/adopt.t
 
-        if ($writer{$name}) {
+        next if $name =~ /^adopt-/;
+
+        if ($name eq 'aside-made') {
+            push @table, [ $name, $about,
+                \&Referral::Test::Fault::Guards::resumed_twice,
+                { workers => 1, start_later => 1, faults => 1,
+                  journal_args => 'size=64m segment=2m',
+                  worker_env => { REFERRAL_FAULT => $name } } ];
+
+        } elsif ($writer{$name}) {
             push @table, [ $name, $about, writer($name), $conf ];
 
         } elsif ($failing_writer{$name}) {
