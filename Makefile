@@ -8,13 +8,22 @@ ifeq ($(origin CC),default)
 CC         = gcc
 endif
 
+# fault points, for tests (src/core/referral_fault.h); the rest is untouched
+
+ifeq ($(FAULTS),1)
+BUILD     ?= build/faults
+FAULT_DEF  = -DREFERRAL_FAULTS=1
+endif
+
 BUILD     ?= build
 PREFIX    ?= /usr/local
 SYSCONF   ?= /etc
 NGINX     ?= $(shell PATH=$$PATH:/usr/sbin:/usr/local/sbin command -v nginx)
 FUZZ_TIME ?= 30
 JOBS      ?= 2
-TESTS     ?= $(wildcard t/*.t)
+TESTS     ?= $(wildcard t/*.t) t/faults/model.t
+CLICKS    ?= 1000000
+DURATION  ?= 600
 
 # Debian's flags where its tools are, the same by hand elsewhere
 
@@ -43,7 +52,7 @@ WARN       = -Wall -Wextra -Wpointer-arith -Wno-unused-parameter -Werror
 
 SHARE      = $(PREFIX)/share/referral
 DEFINES    = -D_GNU_SOURCE -DREFERRAL_VERSION='"$(VERSION)"' \
-             -DREFERRAL_SQLDIR='"$(SHARE)/sql"'
+             -DREFERRAL_SQLDIR='"$(SHARE)/sql"' $(FAULT_DEF)
 
 ALL_CFLAGS = $(CPPFLAGS) $(CFLAGS) $(WARN) $(DEFINES) -Isrc/core
 LIBS       = -lcrypto -lpthread
@@ -83,7 +92,7 @@ SANITIZE   = -g -O1 -fno-omit-frame-pointer -fsanitize=address,undefined \
 
 
 .PHONY: all module worker ctl core-tests test test-packages test-asan fuzz \
-        install clean help
+        faults-build faults faults-random faults-long install clean help
 .DELETE_ON_ERROR:
 
 
@@ -95,7 +104,7 @@ remember = $(shell mkdir -p $(BUILD); echo '$(subst ','\'',$(2))' \
 
 ifneq ($(filter-out clean help test-packages,$(or $(MAKECMDGOALS),all)),)
 $(call remember,.flags,$(CC) $(ALL_CFLAGS) $(PGINC) $(LDFLAGS))
-$(call remember,.nginx,$(CC) $(MODULE_CFLAGS) $(if $(NGINX),\
+$(call remember,.nginx,$(CC) $(MODULE_CFLAGS) $(FAULT_DEF) $(if $(NGINX),\
     $(shell $(NGINX) -V 2>&1)))
 endif
 
@@ -110,6 +119,11 @@ help:
 	@echo 'make test           every test; as root, what it needs is installed'
 	@echo 'make test-asan      the same with sanitizers in nginx and programs'
 	@echo 'make fuzz           every fuzz target, $(FUZZ_TIME) s each'
+	@echo 'make faults         processes, servers, disk and clock fail: the table'
+	@echo 'make faults-random  DURATION=600 SEED=1: random pairs of faults'
+	@echo 'make faults-long    CLICKS=10000000: memory and journal under load'
+	@echo 'make FAULTS=1       the same with fault points, for tests only, in'
+	@echo '                    build/faults/'
 	@echo 'make install        into PREFIX ($(PREFIX)), below DESTDIR'
 	@echo 'make clean          removes $(BUILD)/'
 	@echo
@@ -125,7 +139,7 @@ ctl: $(BUILD)/referralctl
 $(MODULE): config tools/build-module $(wildcard src/module/*.[ch]) \
            $(wildcard src/core/*.[ch]) $(BUILD)/.nginx
 	@CC='$(CC)' BUILD='$(abspath $(BUILD))' NGINX='$(NGINX)' \
-	    CFLAGS='$(MODULE_CFLAGS)' tools/build-module
+	    CFLAGS='$(strip $(MODULE_CFLAGS) $(FAULT_DEF))' tools/build-module
 
 $(LIB): $(CORE_OBJ)
 	$(call step,AR,$@) rm -f $@; $(AR) rcs $@ $^
@@ -156,7 +170,7 @@ test-packages:
 
 # prove's closing line has to be the last one
 
-test: test-packages
+test: test-packages faults-build
 	@$(MAKE) --no-print-directory -j$(JOBS) all core-tests
 	@REFERRAL_BUILD='$(abspath $(BUILD))' REFERRAL_NGINX='$(NGINX)' \
 	    CMOCKA_MESSAGE_OUTPUT=TAP \
@@ -174,6 +188,38 @@ test-asan: test-packages
 	    CMOCKA_MESSAGE_OUTPUT=TAP \
 	    prove -j$(JOBS) --timer -It/lib $(TESTS) \
 	    $(CORE_TESTS:$(BUILD)/%=$(BUILD)/asan/%)
+
+
+# every scenario, one after the other; SCENARIOS="..." are some of them
+
+FAULT_BUILD = $(BUILD)/faults
+FAULT_TABLE = $(BUILD)/faults.table
+FAULT_ENV   = REFERRAL_BUILD='$(abspath $(FAULT_BUILD))' REFERRAL_NGINX='$(NGINX)'
+
+faults-build:
+	@$(MAKE) --no-print-directory FAULTS=1 BUILD=$(FAULT_BUILD) -j$(JOBS) \
+	    all core-tests
+
+faults: test-packages faults-build
+	@rm -f $(FAULT_TABLE)
+	@rc=0; $(FAULT_ENV) REFERRAL_FAULTS_TABLE='$(abspath $(FAULT_TABLE))' \
+	    REFERRAL_SCENARIOS='$(SCENARIOS)' \
+	    prove --timer -It/lib $(wildcard t/faults/*.t) || rc=1; \
+	echo; perl -It/lib -MReferral::Test::Scenario \
+	    -e 'print Referral::Test::Scenario::table(shift)' \
+	    $(FAULT_TABLE); exit $$rc
+
+faults-random: test-packages faults-build
+	@$(FAULT_ENV) DURATION='$(DURATION)' SEED='$(SEED)' \
+	    perl -It/lib t/faults/random.pl
+
+
+# memory and journal under load; CLICKS=10000000 takes some minutes
+
+faults-long: test-packages
+	@$(MAKE) --no-print-directory -j$(JOBS) all
+	@REFERRAL_BUILD='$(abspath $(BUILD))' REFERRAL_NGINX='$(NGINX)' \
+	    CLICKS=$(CLICKS) perl -It/lib t/faults/long.pl
 
 
 fuzz: $(FUZZERS)
@@ -204,6 +250,8 @@ MODULES_PATH = $(shell $(NGINX) -V 2>&1 | \
                echo /usr/lib/nginx/modules)
 
 install: all
+	@test -z '$(FAULT_DEF)' || \
+	    { echo 'a build with fault points is not to be installed'; exit 1; }
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(SHARE)/sql \
 	    $(DESTDIR)$(MODULES_PATH) $(DESTDIR)$(SYSCONF)/referral \
 	    $(DESTDIR)$(PREFIX)/lib/systemd/system \

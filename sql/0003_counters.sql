@@ -55,7 +55,8 @@ GRANT SELECT ON referral.counters TO referral_analyst;
 
 -- Folds up to 100,000 deltas; how many, or null when another session is at
 -- it.  One statement: at no moment does the view count a click twice or not
--- at all.
+-- at all.  A join, as an array of places is compared with each row one by one
+-- where the plan was made while the table was small.
 
 CREATE FUNCTION referral.counter_fold() RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER
@@ -71,10 +72,11 @@ BEGIN
     END IF;
 
     WITH delta AS (
-        DELETE FROM referral.counter_delta
-            WHERE ctid = ANY (ARRAY(SELECT ctid FROM referral.counter_delta
-                                        LIMIT 100000))
-            RETURNING *
+        DELETE FROM referral.counter_delta d
+            USING (SELECT ctid AS place FROM referral.counter_delta
+                       LIMIT 100000) chosen
+            WHERE d.ctid = chosen.place
+            RETURNING d.*
     ), fold AS (
         INSERT INTO referral.counter AS c (program_id, referrer_id, code, day,
                                            type, verdict, kind, n)

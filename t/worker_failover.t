@@ -76,6 +76,17 @@ ok($t->wait_for(sub { count($home) == 500 }, 20), 'the standby has 500');
 sleep(1.5);
 is(count($home), 500, 'and is left alone');
 
+my $other = $t->dir() . '/other';
+mkdir($other) or die;
+$r = $t->run($t->build() . '/t/journal_write', '--journal', $other);
+my ($aside) = $r->{output} =~ /^stream (\w+)/m;
+$t->write_file("other/$aside/aside", "for a test\n");
+$r = $t->referralctl('journal', 'adopt', $aside, '--journal', $other, '--db',
+                     "host=$home port=5432 dbname=referral user=postgres");
+is($r->{status}, 1, 'a standby can not tell what is known');
+like($r->{output}, qr/is a standby/, 'and is not asked');
+ok(-e "$other/$aside/aside", 'nothing is adopted');
+
 # it takes over
 
 $r = $pg->run("$pg->{bin}/pg_ctl", '-D', "$home/data", '-w', 'promote');

@@ -137,4 +137,60 @@ $one->start();
 ok($t->wait_for(sub { -e "$journal/$stream/aside" }, 10),
    'records that nobody has are kept');
 
+# the last committed record is damaged here: the one before it tells
+
+for my $twin (0, 1) {
+    my $code = "HURT$twin";
+    my $of = "WHERE code = '$code' AND seq";
+
+    unlink($t->dir() . '/hold.log');
+    $in = hold('--count', 20, '--code', $code);
+    $t->wait_for(sub { (value("SELECT count(*) FROM referral.interaction $of"
+                              . ' > 0') // 0) == 20 }, 10);
+    $one->stop();
+    damage(value("SELECT replace(id::text, '-', '')
+                  FROM referral.interaction $of = 20"));
+    $pg->rows("UPDATE referral.interaction SET id = overlay(id::text
+               placing '00000000' from 29)::uuid $of = 19") if $twin;
+    print $in "5\n";
+    $t->wait_for(sub { $t->read_file('hold.log') =~ /appended 25/ }, 5);
+    $one->start();
+    my $rows = "SELECT count(*) FROM referral.interaction $of > 20";
+
+    if ($twin) {
+        ok($t->wait_for(sub { $one->output()
+               =~ /event=stream-aside .*before it is not known/ }, 10),
+           'a twin is known by the record before a damaged one');
+        is(value($rows), 0, 'nothing written');
+
+    } else {
+        ok($t->wait_for(sub { value($rows) == 5 }, 10),
+           'a damaged record that is committed does no harm');
+    }
+
+    close($in);
+}
+
 $t->done();
+
+
+# flips a bit of the record that has this id
+
+sub damage {
+    my ($id) = @_;
+
+    for my $file (glob("$journal/*/*.seg")) {
+        my $at = index($t->read_file($file), pack('H*', $id));
+        next if $at < 0;
+
+        open(my $fh, '+<:raw', $file) or die "$file: $!";
+        seek($fh, $at + 15, 0);
+        read($fh, my $byte, 1);
+        seek($fh, $at + 15, 0);
+        print $fh $byte ^ "\x10";
+        close($fh);
+        return;
+    }
+
+    die "record $id is not there";
+}

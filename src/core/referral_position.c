@@ -12,6 +12,7 @@
 
 #include "referral_reader_private.h"
 #include "referral_crc32c.h"
+#include "referral_fault.h"
 #include "referral_uuid.h"
 
 #include <errno.h>
@@ -60,11 +61,18 @@ referral_position_save(referral_stream_t *s, const referral_position_t *pos,
                     O_WRONLY|O_CREAT|O_TRUNC|O_NOFOLLOW|O_CLOEXEC, 0660);
 
         if (fd != -1) {
-            written = write(fd, text, (size_t) len);
+            referral_fault_half("position-half", fd, text, (size_t) len);
+
+            written = referral_fault_fails("position-enospc")
+                      ? -1 : write(fd, text, (size_t) len);
 
             if (written == len) {
+                referral_fault("position-written");
+
                 n = renameat(dir, REFERRAL_STREAM_STATE_NEW, dir,
                              REFERRAL_STREAM_STATE);
+
+                referral_fault("position-saved");
 
             } else if (written != -1) {
                 errno = ENOSPC;

@@ -163,6 +163,9 @@ int referral_position_load(referral_stream_t *s, referral_position_t *pos,
  */
 int referral_stream_unlink(referral_stream_t *s, size_t n, char *error);
 
+/* 1: its writer had the lock at the last look, also of one set aside */
+int referral_stream_written(const referral_stream_t *s);
+
 /* removes a final stream without segments: its files and its directory */
 int referral_stream_remove(referral_stream_t *s, char *error);
 

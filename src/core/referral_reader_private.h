@@ -3,7 +3,8 @@
  * Copyright (C) The nginx referral module authors
  *
  * Inside the reader: directories and segments (referral_reader.c), records
- * (referral_cursor.c) and the saved position (referral_position.c).
+ * (referral_cursor.c), the saved position (referral_position.c) and what is
+ * changed on disk (referral_reader_files.c).
  */
 
 
@@ -60,6 +61,9 @@ int referral_stream_open_dir(const referral_stream_t *s);
  * REFERRAL_DECLINED: the directory is gone.
  */
 int referral_stream_refresh(referral_stream_t *s, char *error);
+
+/* the state alone, in the open directory dir */
+int referral_stream_look(referral_stream_t *s, int dir, char *error);
 
 /* reads up to len bytes, fewer only at the end of the file; -1 and errno */
 ssize_t referral_read_at(int fd, u_char *buf, size_t len, uint64_t offset);

@@ -10,6 +10,7 @@
 
 #include "referral_segment.h"
 #include "referral_crc32c.h"
+#include "referral_fault.h"
 #include "referral_record.h"
 
 #include <endian.h>
@@ -145,6 +146,8 @@ referral_segment_begin_publish(u_char *buf, uint32_t salt, uint64_t first)
 
     word = (uint64_t) REFERRAL_BEGIN_MARK << 32 | crc;
 
+    referral_fault("segment-beginning");
+
     __atomic_store_n((uint64_t *) (void *) buf, htole64(word),
                      __ATOMIC_RELEASE);
 }
@@ -188,6 +191,8 @@ referral_frame_publish(u_char *frame, uint32_t salt, uint64_t number,
     crc = referral_crc32c(salt, head, 4);
     crc = referral_crc32c(crc, frame + 8, 8 + len);
 
+    referral_fault("record-written");
+
     __atomic_store_n((uint64_t *) (void *) frame,
                      htole64((uint64_t) len << 32 | crc), __ATOMIC_RELEASE);
 }
@@ -213,7 +218,9 @@ referral_frame_check(const u_char *frame, size_t avail, uint32_t salt,
         return REFERRAL_AGAIN;
     }
 
-    if (referral_get32(frame) != referral_frame_crc(frame, salt, n)) {
+    if (referral_get32(frame) != referral_frame_crc(frame, salt, n)
+        && referral_guard("record-checksum"))
+    {
         return REFERRAL_ERROR;
     }
 

@@ -8,7 +8,9 @@
 #define _GNU_SOURCE
 #endif
 
+#include "referral_fault.h"
 #include "referral_record.h"
+#include "referral_uuid.h"
 #include "referral_writer_private.h"
 
 #include <endian.h>
@@ -55,8 +57,14 @@ referral_writer_open(referral_writer_t **wp,
     w->dir = -1;
     w->lock = -1;
     w->size = conf->size;
+    w->limit = conf->limit ? conf->limit : conf->size;
     w->segment = conf->segment;
     w->sync = conf->sync;
+
+    if (conf->id != NULL) {
+        memcpy(w->id, conf->id, REFERRAL_UUID_LEN);
+        w->hidden = 1;
+    }
 
     if (conf->edge != NULL) {
         (void) snprintf(w->edge, sizeof(w->edge), "%.63s", conf->edge);
@@ -92,8 +100,9 @@ referral_writer_open(referral_writer_t **wp,
 static int
 referral_writer_start(referral_writer_t *w, char *error)
 {
-    int   rc;
-    char  name[REFERRAL_UUID_HEX_LEN + sizeof(REFERRAL_WRITER_NEW)];
+    int          rc;
+    char         name[REFERRAL_UUID_HEX_LEN + sizeof(REFERRAL_WRITER_HIDDEN)];
+    const char  *shown;
 
     w->root = open(w->path, O_RDONLY|O_DIRECTORY|O_CLOEXEC);
     if (w->root == -1) {
@@ -105,11 +114,19 @@ referral_writer_start(referral_writer_t *w, char *error)
 
     referral_writer_sweep(w->root);
 
-    if (referral_writer_identify(w->id, name, error, w->path) != REFERRAL_OK) {
+    if (w->hidden) {
+        referral_uuid_hex(w->id, (u_char *) name);
+        memcpy(name + REFERRAL_UUID_HEX_LEN, REFERRAL_WRITER_HIDDEN,
+               sizeof(REFERRAL_WRITER_HIDDEN));
+
+    } else if (referral_writer_identify(w->id, name, error, w->path)
+               != REFERRAL_OK)
+    {
         return REFERRAL_ERROR;
     }
 
     memcpy(w->name, name, REFERRAL_UUID_HEX_LEN);
+    shown = w->hidden ? name : w->name;
 
     rc = referral_writer_make_dir(w->root, w->path, name, &w->dir, error);
     if (rc != REFERRAL_OK) {
@@ -119,11 +136,16 @@ referral_writer_start(referral_writer_t *w, char *error)
     rc = referral_writer_take_lock(w->dir, w->path, &w->lock, error);
 
     if (rc == REFERRAL_OK) {
+        referral_fault("stream-locked");
         rc = referral_writer_first(w, error);
     }
 
-    if (rc == REFERRAL_OK
-        && renameat(w->root, name, w->root, w->name) == -1)
+    if (rc == REFERRAL_OK) {
+        referral_fault("stream-unnamed");
+    }
+
+    if (rc == REFERRAL_OK && shown != name
+        && renameat(w->root, name, w->root, shown) == -1)
     {
         snprintf(error, REFERRAL_ERROR_LEN,
                  "journal \"%s\": \"%s\" cannot be renamed: %s", w->path, name,
@@ -136,12 +158,14 @@ referral_writer_start(referral_writer_t *w, char *error)
         return REFERRAL_ERROR;
     }
 
+    referral_fault("stream-named");
+
     if (w->sync) {
         (void) fsync(w->root);
     }
 
     if (referral_writer_thread(w, error) != REFERRAL_OK) {
-        referral_writer_clear(w->root, w->name, w->dir);
+        referral_writer_clear(w->root, shown, w->dir);
         return REFERRAL_ERROR;
     }
 
@@ -278,6 +302,8 @@ referral_writer_commit(referral_writer_t *w, size_t len, int noise)
 
     referral_frame_publish(frame, s->salt, w->number, len);
 
+    referral_fault("record-published");
+
     if (noise) {
         counter = (uint64_t *) (void *) (s->map + REFERRAL_SEGMENT_NOISE);
         referral_store(counter, htole64(le64toh(*counter) + size));
@@ -305,6 +331,8 @@ referral_writer_roll(referral_writer_t *w)
     referral_segment_begin_publish(s->map + REFERRAL_SEGMENT_BEGIN, s->salt,
                                    s->first);
 
+    referral_fault("segment-begun");
+
     old = w->current;
 
     if (old != NULL) {
@@ -327,6 +355,8 @@ referral_writer_roll(referral_writer_t *w)
     /* after retired: the helper must not sync the new one alone */
 
     referral_store(&w->active, s);
+
+    referral_fault("segment-rolled");
 
     return REFERRAL_OK;
 }
@@ -529,6 +559,8 @@ referral_writer_close(referral_writer_t *w)
 
     (void) pthread_join(w->thread, NULL);
 
+    referral_fault("writer-closing");
+
     /* from here on there is one thread */
 
     s = w->spare;
@@ -545,7 +577,7 @@ referral_writer_close(referral_writer_t *w)
         referral_writer_destroy(s);
     }
 
-    if (w->number == 0) {
+    if (w->number == 0 && !w->hidden) {
         referral_writer_clear(w->root, w->name, w->dir);
     }
 

@@ -29,7 +29,20 @@ typedef struct {
     size_t               segment;          /* bytes, multiple of the page */
     unsigned             sync;             /* milliseconds, 0: off */
     const char          *edge;             /* host name */
+
+    /*
+     * For a stream that takes the place of another one: its id, instead of a
+     * random one.  The directory's name has REFERRAL_WRITER_HIDDEN behind the
+     * id then: nobody reads it before the caller, having closed the stream,
+     * renames it.
+     */
+
+    const u_char        *id;               /* NULL: random */
+    uint64_t             limit;            /* for headers, 0: size */
 } referral_writer_conf_t;
+
+
+#define REFERRAL_WRITER_HIDDEN  ".adopt"
 
 
 typedef struct {

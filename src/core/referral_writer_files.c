@@ -8,6 +8,7 @@
 #define _GNU_SOURCE
 #endif
 
+#include "referral_fault.h"
 #include "referral_uuid.h"
 #include "referral_writer_private.h"
 
@@ -187,6 +188,8 @@ referral_writer_make_dir(int root, const char *path, const char *name,
         return REFERRAL_ERROR;
     }
 
+    referral_fault("stream-directory");
+
     return REFERRAL_OK;
 }
 
@@ -214,7 +217,9 @@ referral_writer_take_lock(int dir, const char *path, int *lock, char *error)
     fl.l_type = F_WRLCK;
     fl.l_whence = SEEK_SET;
 
-    if (fcntl(fd, F_OFD_SETLK, &fl) == -1) {
+    if (referral_guard("stream-lock")
+        && fcntl(fd, F_OFD_SETLK, &fl) == -1)
+    {
         snprintf(error, REFERRAL_ERROR_LEN,
                  "journal \"%s\": a file in it cannot be locked: %s", path,
                  strerror(errno));
@@ -240,6 +245,9 @@ referral_writer_clear(int root, const char *name, int dir)
     (void) unlinkat(dir, first, 0);
     (void) unlinkat(dir, REFERRAL_SPARE, 0);
     (void) unlinkat(dir, REFERRAL_STREAM_LOCK, 0);
+
+    referral_fault("stream-clearing");
+
     (void) unlinkat(root, name, AT_REMOVEDIR);
 }
 
@@ -407,6 +415,16 @@ referral_writer_preallocate(int fd, size_t size)
 {
     int  rc;
 
+    if (referral_fault_fails("segment-fallocate-enospc")
+        || referral_fault_fails("segment-fallocate-eio"))
+    {
+        return -1;
+    }
+
+    if (!referral_guard("preallocation")) {
+        return ftruncate(fd, (off_t) size);
+    }
+
     do {
         rc = fallocate(fd, 0, 0, (off_t) size);
     } while (rc == -1 && errno == EINTR);
@@ -424,6 +442,8 @@ referral_writer_fill(referral_writer_t *w, referral_writer_segment_t *s)
     struct timespec            ts;
     referral_segment_header_t  h;
 
+    referral_fault("segment-allocated");
+
     memset(&h, 0, sizeof(referral_segment_header_t));
 
     do {
@@ -433,18 +453,23 @@ referral_writer_fill(referral_writer_t *w, referral_writer_segment_t *s)
 
     } while (h.salt == 0);
 
+    if (!referral_guard("salt")) {
+        h.salt = 1;
+    }
+
     (void) clock_gettime(CLOCK_REALTIME, &ts);
 
     memcpy(h.stream, w->id, REFERRAL_UUID_LEN);
     memcpy(h.edge, w->edge, sizeof(h.edge));
     h.size = s->size;
-    h.limit = w->size;
+    h.limit = w->limit;
     h.created = (uint64_t) ts.tv_sec * 1000 + (uint64_t) ts.tv_nsec / 1000000;
     h.pid = (uint32_t) getpid();
 
     referral_segment_header_encode(&h, buf);
 
-    if (pwrite(s->fd, buf, sizeof(buf), 0) != (ssize_t) sizeof(buf)
+    if (referral_fault_fails("segment-header-eio")
+        || pwrite(s->fd, buf, sizeof(buf), 0) != (ssize_t) sizeof(buf)
         || fdatasync(s->fd) == -1)
     {
         return REFERRAL_ERROR;
@@ -465,6 +490,8 @@ referral_writer_fill(referral_writer_t *w, referral_writer_segment_t *s)
     if (w->sync) {
         (void) fsync(w->dir);
     }
+
+    referral_fault("segment-made");
 
     return REFERRAL_OK;
 }

@@ -8,6 +8,7 @@
 #define _GNU_SOURCE
 #endif
 
+#include "referral_fault.h"
 #include "referral_writer_private.h"
 
 #include <errno.h>
@@ -169,7 +170,9 @@ referral_writer_rename(referral_writer_t *w, referral_writer_segment_t *s)
     (void) snprintf(name, sizeof(name), REFERRAL_SEGMENT_NAME,
                     (unsigned long long) s->first);
 
-    if (renameat(w->dir, REFERRAL_SPARE, w->dir, name) == -1) {
+    if (referral_fault_fails("segment-rename-eio")
+        || renameat(w->dir, REFERRAL_SPARE, w->dir, name) == -1)
+    {
 
         referral_add(&w->errors, 1);
         referral_writer_say(w, REFERRAL_SAY_RENAME,
@@ -184,6 +187,8 @@ referral_writer_rename(referral_writer_t *w, referral_writer_segment_t *s)
             return REFERRAL_ERROR;
         }
     }
+
+    referral_fault("segment-renamed");
 
     if (w->sync) {
         (void) fsync(w->dir);
@@ -286,9 +291,16 @@ referral_writer_sync_segment(referral_writer_t *w,
         }
     }
 
-    if (fdatasync(s->fd) == -1) {
+    referral_fault("segment-unsynced");
+
+    if (referral_fault_fails("segment-fdatasync-enospc")
+        || referral_fault_fails("segment-fdatasync-eio")
+        || fdatasync(s->fd) == -1)
+    {
         goto failed;
     }
+
+    referral_fault("segment-synced");
 
     s->synced = s->retired;
 
@@ -336,9 +348,13 @@ referral_writer_destroy(referral_writer_segment_t *s)
 {
     (void) munmap(s->map, s->size);
 
+    referral_fault("segment-retired");
+
     if (s->used && ftruncate(s->fd, (off_t) s->used) == -1) {
         /* the space stays allocated until the segment is freed */
     }
+
+    referral_fault("segment-cut");
 
     (void) close(s->fd);
     free(s);

@@ -100,6 +100,7 @@ struct referral_writer_s {
 
     char                       *path;
     uint64_t                    size;
+    uint64_t                    limit;
     size_t                      segment;
     uint64_t                    sync;      /* ms */
     char                        edge[64];
@@ -108,6 +109,7 @@ struct referral_writer_s {
     int                         root;      /* the journal directory */
     int                         dir;       /* the stream's */
     int                         lock;
+    unsigned                    hidden:1;  /* the id was given */
 
     /* owner */
 

@@ -101,8 +101,23 @@ ctl_journal_open(ctl_journal_t *j, const ctl_options_t *o, const char *name)
 static int
 ctl_journal_select(ctl_journal_t *j, const char *name)
 {
+    char                id[REFERRAL_UUID_TEXT_LEN + 1];
     size_t              i, n;
     referral_stream_t  *s;
+
+    /* the worker's log and Postgres write it with dashes */
+
+    if (name != NULL && strlen(name) <= REFERRAL_UUID_TEXT_LEN) {
+
+        for (i = 0, n = 0; name[i] != '\0'; i++) {
+            if (name[i] != '-') {
+                id[n++] = name[i];
+            }
+        }
+
+        id[n] = '\0';
+        name = id;
+    }
 
     n = referral_journal_streams(j->journal);
     j->streams = ctl_alloc(n * sizeof(referral_stream_t *));

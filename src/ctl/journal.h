@@ -4,6 +4,7 @@
  *
  * referralctl journal: reads without locks and never writes, so it works on
  * live journals, on copies and on damaged ones, for anyone who may read.
+ * Only adopt writes.
  */
 
 
@@ -66,6 +67,7 @@ int ctl_journal_inspect(ctl_options_t *o);
 int ctl_journal_verify(ctl_options_t *o);
 int ctl_journal_export(ctl_options_t *o);
 int ctl_journal_tail(ctl_options_t *o);
+int ctl_journal_adopt(ctl_options_t *o);
 
 /*
  * Opens the journal; name (or NULL: all) is the beginning of a stream's id,

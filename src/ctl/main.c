@@ -10,6 +10,7 @@
 #include "journal.h"
 #include "options.h"
 #include "output.h"
+#include "referral_fault.h"
 #include "token.h"
 
 #include <ctype.h>
@@ -24,8 +25,12 @@ static const ctl_command_t *ctl_find(int argc, char **argv, int *nouns);
 static int ctl_run(const ctl_command_t *cmd, ctl_options_t *o,
     unsigned used);
 static int ctl_complain(int argc, char **argv, int nouns);
+static void ctl_version(unsigned json);
 static void ctl_help(const char *noun);
 static void ctl_help_command(const ctl_command_t *cmd);
+#if (REFERRAL_FAULTS)
+static json_t *ctl_faults(const referral_fault_t *table);
+#endif
 
 
 #define CTL_JOURNAL  (CTL_OPT_JOURNAL|CTL_OPT_JSON)
@@ -119,6 +124,20 @@ static const ctl_command_t  ctl_commands[] = {
       "  referralctl journal tail -f\n"
       "  referralctl journal tail -n 100 --json | jq .city\n" },
 
+    { "journal", "adopt", "STREAM",
+      "carry on with a stream that was set aside",
+      CTL_JOURNAL|CTL_OPT_DB, 1, 1, ctl_journal_adopt,
+      "referral-worker sets a stream aside when Postgres has another one's\n"
+      "records in its place: the machine was started twice from one image,\n"
+      "or copied.  This gives the records whose ids Postgres does not have\n"
+      "to a new stream, which the worker carries, and removes the old one.\n"
+      "Reload nginx first: a stream that is written is refused.  It can be\n"
+      "stopped and run again; nothing is doubled.  Run it as a user who may\n"
+      "write the journal, with a role that may read referral.interaction.\n"
+      "Exits with 1 when records can not be read; the old stream is kept\n"
+      "then.\n",
+      "  referralctl journal adopt 0a1b2c --db dbname=referral\n" },
+
     { "db", "upgrade", "",
       "bring the schema in Postgres up to date",
       CTL_OPT_DB|CTL_OPT_SQL|CTL_OPT_JSON, 0, 0, ctl_db_upgrade,
@@ -163,6 +182,9 @@ main(int argc, char **argv)
     unsigned              used;
     ctl_options_t         o;
     const ctl_command_t  *cmd;
+#if (REFERRAL_FAULTS)
+    char                  error[REFERRAL_ERROR_LEN];
+#endif
 
     /* for the width of characters only: numbers keep their points */
 
@@ -171,6 +193,13 @@ main(int argc, char **argv)
     }
 
     signal(SIGPIPE, SIG_IGN);
+
+#if (REFERRAL_FAULTS)
+    if (referral_fault_init(error) != REFERRAL_OK) {
+        ctl_error("%s", error);
+        return CTL_USAGE;
+    }
+#endif
 
     rc = ctl_options_parse(&o, argc, argv, &ask, &used);
 
@@ -181,13 +210,7 @@ main(int argc, char **argv)
     }
 
     if (ask == CTL_ASK_VERSION) {
-        printf("referralctl %s%s\n", REFERRAL_VERSION,
-#if (REFERRAL_FAULTS)
-               " (with fault points: for tests only)"
-#else
-               ""
-#endif
-               );
+        ctl_version(o.json);
         rc = CTL_DONE;
         goto done;
     }
@@ -323,6 +346,55 @@ ctl_complain(int argc, char **argv, int nouns)
 
     return CTL_USAGE;
 }
+
+
+static void
+ctl_version(unsigned json)
+{
+    json_t  *version;
+
+    if (!json) {
+        printf("referralctl %s%s\n", REFERRAL_VERSION, REFERRAL_FAULT_BUILD);
+        return;
+    }
+
+    version = json_object();
+    json_object_set_new(version, "version", json_string(REFERRAL_VERSION));
+
+#if (REFERRAL_FAULTS)
+    json_object_set_new(version, "faults",
+                        ctl_faults(referral_fault_points()));
+    json_object_set_new(version, "guards",
+                        ctl_faults(referral_fault_guards()));
+#endif
+
+    ctl_json_print(version);
+}
+
+
+#if (REFERRAL_FAULTS)
+
+static json_t *
+ctl_faults(const referral_fault_t *table)
+{
+    json_t  *list, *fault;
+
+    list = json_array();
+
+    for ( /* void */ ; table->name != NULL; table++) {
+        fault = json_object();
+
+        json_object_set_new(fault, "name", json_string(table->name));
+        json_object_set_new(fault, "about", json_string(table->about));
+        json_object_set_new(fault, "fails", json_boolean(table->error));
+
+        json_array_append_new(list, fault);
+    }
+
+    return list;
+}
+
+#endif
 
 
 static void

@@ -8,6 +8,7 @@
 #include "ngx_http_referral_limit.h"
 #include "ngx_http_referral_stat.h"
 
+#include "referral_fault.h"
 #include "referral_segment.h"
 
 #include <grp.h>
@@ -23,6 +24,10 @@
 
 #define NGX_HTTP_REFERRAL_JOURNAL_RETRY      1000
 #define NGX_HTTP_REFERRAL_JOURNAL_RETRY_MAX  10000
+
+/* seconds between lines about noise */
+
+#define NGX_HTTP_REFERRAL_JOURNAL_NOISE      60
 
 /* of one stream: in use, and allocated ahead */
 
@@ -43,6 +48,8 @@ typedef struct {
     ngx_msec_t               backoff;
     ngx_uint_t               dropped;              /* not logged yet */
     time_t                   logged;
+    ngx_uint_t               noise;                /* the same of noise */
+    time_t                   noise_logged;
     unsigned                 refusing:1;
     char                     path[NGX_MAX_PATH];
     char                     edge[NGX_MAXHOSTNAMELEN + 1];
@@ -60,9 +67,13 @@ static void ngx_http_referral_journal_probe(
 static void ngx_http_referral_journal_hint(
     ngx_http_referral_journal_conf_t *jcf, ngx_core_conf_t *ccf, char *error,
     const char *reason);
+#if (REFERRAL_FAULTS)
+static void ngx_http_referral_journal_faults(ngx_log_t *log);
+#endif
 static void ngx_http_referral_journal_open(ngx_http_referral_journal_t *j);
 static void ngx_http_referral_journal_retry_handler(ngx_event_t *ev);
 static void ngx_http_referral_journal_tick_handler(ngx_event_t *ev);
+static void ngx_http_referral_journal_noise(ngx_http_referral_journal_t *j);
 static void ngx_http_referral_journal_refused(ngx_http_referral_journal_t *j);
 static void ngx_http_referral_journal_log(ngx_http_referral_journal_t *j);
 
@@ -101,7 +112,7 @@ ngx_http_referral_journal_append(referral_record_t *rec)
             || (rec->verdict != REFERRAL_VERDICT_UNVERIFIED
                 && !ngx_http_referral_limit_noise())))
     {
-        ngx_http_referral_count(dropped_noise);
+        ngx_http_referral_journal_noise(j);
         return NGX_DECLINED;
     }
 
@@ -137,6 +148,30 @@ ngx_http_referral_journal_append(referral_record_t *rec)
 
 
 static void
+ngx_http_referral_journal_noise(ngx_http_referral_journal_t *j)
+{
+    ngx_http_referral_count(dropped_noise);
+
+    j->noise++;
+
+    if (j->noise_logged
+        && ngx_time() - j->noise_logged < NGX_HTTP_REFERRAL_JOURNAL_NOISE)
+    {
+        return;
+    }
+
+    ngx_log_error(NGX_LOG_WARN, ngx_cycle->log, 0,
+                  "referral: %ui request(s) with codes that are not valid "
+                  "were answered and not recorded, beyond a rate and a tenth "
+                  "of the journal: does somebody guess codes, or is Redis "
+                  "away?", j->noise);
+
+    j->noise = 0;
+    j->noise_logged = ngx_time();
+}
+
+
+static void
 ngx_http_referral_journal_refused(ngx_http_referral_journal_t *j)
 {
     ngx_http_referral_count(dropped_full);
@@ -159,9 +194,11 @@ ngx_http_referral_journal_log(ngx_http_referral_journal_t *j)
 
     ngx_log_error(NGX_LOG_ERR, ngx_cycle->log, 0,
                   "referral: the journal \"%s\" is %s, "
-                  "%ui click(s) were not recorded",
+                  "%ui click(s) were not recorded%s",
                   j->path, j->writer ? "full or broken" : "not open",
-                  j->dropped);
+                  j->dropped,
+                  j->writer ? ": is there space, does referral-worker run, "
+                              "does Postgres answer it?" : "");
 
     j->dropped = 0;
     j->logged = ngx_time();
@@ -225,6 +262,10 @@ ngx_http_referral_journal_init_process(ngx_cycle_t *cycle,
 
     ngx_memzero(j, sizeof(ngx_http_referral_journal_t));
 
+#if (REFERRAL_FAULTS)
+    ngx_http_referral_journal_faults(cycle->log);
+#endif
+
     /* the length was checked with the directive */
 
     ngx_cpystrn((u_char *) j->path, jcf->path.data, NGX_MAX_PATH);
@@ -254,6 +295,29 @@ ngx_http_referral_journal_init_process(ngx_cycle_t *cycle,
 
     ngx_http_referral_journal_open(j);
 }
+
+
+#if (REFERRAL_FAULTS)
+
+/* here and not earlier: nothing is to happen to the master */
+
+static void
+ngx_http_referral_journal_faults(ngx_log_t *log)
+{
+    char  error[REFERRAL_ERROR_LEN];
+
+    if (referral_fault_init(error) != REFERRAL_OK) {
+        ngx_log_error(NGX_LOG_EMERG, log, 0,
+                      "referral: %s: nothing is tested", error);
+        return;
+    }
+
+    ngx_log_error(NGX_LOG_WARN, log, 0,
+                  "referral: this module was built with fault points, "
+                  "for tests only");
+}
+
+#endif
 
 
 static void

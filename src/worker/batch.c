@@ -18,7 +18,11 @@
 #define REFERRAL_BATCH_ARENA  (8 * 1024 * 1024)
 #define REFERRAL_BATCH_SLACK  (64 * 1024)
 
+#if (REFERRAL_FAULTS)
+#define REFERRAL_BATCH_PIECE  1024         /* to be stopped half way */
+#else
 #define REFERRAL_BATCH_PIECE  (32 * 1024)
+#endif
 
 #define REFERRAL_BATCH_DAY    UINT64_C(86400000)
 

@@ -8,16 +8,47 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "referral_fault.h"
 #include "referral_record.h"
 #include "referral_uuid.h"
 #include "cursor.h"
 #include "log.h"
 
 
+#define REFERRAL_CURSOR_COUNT                                                \
+    " last_id = $3::uuid, rows = rows + $4::bigint,"                         \
+    " quarantined = quarantined + $5::bigint, dead = dead + $6::bigint,"     \
+    " gap = gap + $7::bigint, updated_at = pg_catalog.now()"                 \
+    " WHERE stream = $1::int"
+
+#define REFERRAL_CURSOR_MOVE                                                 \
+    "UPDATE referral.ingest_cursor SET seq = $2::bigint,"                    \
+    REFERRAL_CURSOR_COUNT                                                    \
+    " AND seq = $8::bigint AND last_id IS NOT DISTINCT FROM $9::uuid"
+
+/* for tests: what it would be without the comparison */
+
+#define REFERRAL_CURSOR_ADD                                                  \
+    "UPDATE referral.ingest_cursor SET seq = seq + $2::bigint - $8::bigint," \
+    REFERRAL_CURSOR_COUNT                                                    \
+    " AND $9::uuid IS NOT DISTINCT FROM $9::uuid"
+
+
+/* records that are looked at first, before the one that is damaged */
+
+#define REFERRAL_CURSOR_NEAR  4096
+
+
 static int referral_cursor_read(referral_pg_t *pg,
     referral_source_stream_t *st);
 static int referral_cursor_verify(referral_pg_t *pg, referral_source_t *src,
     referral_source_stream_t *st);
+static int referral_cursor_behind(referral_pg_t *pg, referral_source_t *src,
+    referral_source_stream_t *st);
+static unsigned referral_cursor_has_id(void);
+static int referral_cursor_last(referral_source_t *src,
+    referral_source_stream_t *st, uint64_t from, uint64_t *seq, u_char *id,
+    char *error);
 static int referral_cursor_ahead(referral_pg_t *pg, referral_source_t *src,
     referral_source_stream_t *st);
 static int referral_cursor_recorded(referral_pg_t *pg,
@@ -25,8 +56,6 @@ static int referral_cursor_recorded(referral_pg_t *pg,
     unsigned *recorded);
 static int referral_cursor_set_aside(referral_source_t *src,
     referral_source_stream_t *st, const char *reason);
-static int referral_cursor_failing(referral_source_stream_t *st,
-    const char *error);
 static int referral_cursor_id(const referral_frame_t *frame, u_char *id);
 
 
@@ -135,9 +164,12 @@ referral_cursor_verify(referral_pg_t *pg, referral_source_t *src,
     case REFERRAL_OK:
 
         if (frame.number != st->seq || !st->has_last_id
-            || referral_cursor_id(&frame, id) != REFERRAL_OK
-            || memcmp(id, st->last_id, REFERRAL_UUID_LEN) == 0)
+            || referral_cursor_id(&frame, id) != REFERRAL_OK)
         {
+            return referral_cursor_behind(pg, src, st);
+        }
+
+        if (memcmp(id, st->last_id, REFERRAL_UUID_LEN) == 0) {
             return REFERRAL_OK;
         }
 
@@ -146,15 +178,114 @@ referral_cursor_verify(referral_pg_t *pg, referral_source_t *src,
                    "this machine was started twice from one image");
 
     case REFERRAL_HOLE:
-        return REFERRAL_OK;
+        return referral_cursor_behind(pg, src, st);
 
     case REFERRAL_AGAIN:
     case REFERRAL_DONE:
         return referral_cursor_ahead(pg, src, st);
 
     default:
-        return referral_cursor_failing(st, error);
+        referral_cursor_unreadable(st, error);
+        return REFERRAL_AGAIN;
     }
+}
+
+
+/*
+ * The last committed record can not be compared: it is damaged, here or where
+ * it was read.  Then the last one before it that can be read tells.
+ */
+
+static int
+referral_cursor_behind(referral_pg_t *pg, referral_source_t *src,
+    referral_source_stream_t *st)
+{
+    char      error[REFERRAL_ERROR_LEN];
+    u_char    id[REFERRAL_UUID_LEN];
+    uint64_t  seq, from;
+    unsigned  recorded;
+
+    if (!referral_cursor_has_id()) {
+        return REFERRAL_OK;
+    }
+
+    from = st->seq > REFERRAL_CURSOR_NEAR ? st->seq - REFERRAL_CURSOR_NEAR : 1;
+
+    for ( ;; ) {
+        if (referral_cursor_last(src, st, from, &seq, id, error)
+            != REFERRAL_OK)
+        {
+            referral_cursor_unreadable(st, error);
+            return REFERRAL_AGAIN;
+        }
+
+        if (seq || from == 1) {
+            break;
+        }
+
+        from = 1;
+    }
+
+    if (seq == 0) {
+        return REFERRAL_OK;
+    }
+
+    if (referral_cursor_recorded(pg, st, seq, id, &recorded) != REFERRAL_OK) {
+        return REFERRAL_ERROR;
+    }
+
+    if (recorded) {
+        return REFERRAL_OK;
+    }
+
+    return referral_cursor_set_aside(src, st,
+               "the last committed record is damaged, and the one before it "
+               "is not known to postgres: this machine was started twice from "
+               "one image");
+}
+
+
+/* always, but for a test of what happens else */
+
+static unsigned
+referral_cursor_has_id(void)
+{
+    return referral_guard("last-id-compare");
+}
+
+
+/* the last record from..(cursor - 1) that has an id; *seq is 0 if none has */
+
+static int
+referral_cursor_last(referral_source_t *src, referral_source_stream_t *st,
+    uint64_t from, uint64_t *seq, u_char *id, char *error)
+{
+    int               rc;
+    u_char            last[REFERRAL_UUID_LEN];
+    referral_frame_t  frame;
+
+    *seq = 0;
+
+    rc = src->seek(src, st, from, error);
+
+    while (rc == REFERRAL_OK || rc == REFERRAL_HOLE) {
+        rc = src->next(src, st, &frame, error);
+
+        if (rc == REFERRAL_HOLE) {
+            continue;
+        }
+
+        if (rc != REFERRAL_OK || frame.number >= st->seq) {
+            break;
+        }
+
+        if (referral_cursor_id(&frame, last) == REFERRAL_OK) {
+            memcpy(id, last, REFERRAL_UUID_LEN);
+            *seq = frame.number;
+        }
+    }
+
+    return rc == REFERRAL_ERROR ? REFERRAL_ERROR : REFERRAL_OK;
 }
 
 
@@ -199,7 +330,8 @@ referral_cursor_ahead(referral_pg_t *pg, referral_source_t *src,
     }
 
     if (rc == REFERRAL_ERROR) {
-        return referral_cursor_failing(st, error);
+        referral_cursor_unreadable(st, error);
+        return REFERRAL_AGAIN;
     }
 
     if (rc == REFERRAL_AGAIN) {
@@ -271,9 +403,12 @@ static int
 referral_cursor_set_aside(referral_source_t *src,
     referral_source_stream_t *st, const char *reason)
 {
-    char  error[REFERRAL_ERROR_LEN];
+    char  error[REFERRAL_ERROR_LEN], text[REFERRAL_ERROR_LEN];
 
-    referral_log(REFERRAL_LOG_ERROR, "stream-aside", reason,
+    snprintf(text, sizeof(text), "%s; its clicks wait: reload nginx here, then"
+             " \"referralctl journal adopt %s\"", reason, st->name);
+
+    referral_log(REFERRAL_LOG_ERROR, "stream-aside", text,
                  "stream=%s committed=%llu", st->name,
                  (unsigned long long) st->seq);
 
@@ -286,16 +421,23 @@ referral_cursor_set_aside(referral_source_t *src,
 }
 
 
-static int
-referral_cursor_failing(referral_source_stream_t *st, const char *error)
+void
+referral_cursor_unreadable(referral_source_stream_t *st, const char *error)
 {
-    if (!st->failing) {
-        referral_log(REFERRAL_LOG_ERROR, "journal-unreadable", error,
-                     "stream=%s", st->name);
-        st->failing = 1;
+    char  text[REFERRAL_ERROR_LEN + 160];
+
+    if (st->failing) {
+        return;
     }
 
-    return REFERRAL_AGAIN;
+    snprintf(text, sizeof(text),
+             "%s; the stream is tried again and again: check the disk, and who"
+             " may read these files", error);
+
+    referral_log(REFERRAL_LOG_ERROR, "journal-unreadable", text, "stream=%s",
+                 st->name);
+
+    st->failing = 1;
 }
 
 
@@ -335,6 +477,8 @@ referral_cursor_create(referral_pg_t *pg, referral_source_stream_t *st)
         return REFERRAL_ERROR;
     }
 
+    referral_fault("worker-cursor");
+
     return referral_cursor_read(pg, st);
 }
 
@@ -344,7 +488,7 @@ referral_cursor_move(referral_pg_t *pg, const referral_source_stream_t *st,
     uint64_t seq, const u_char *last_id, const uint64_t counts[4])
 {
     char         text[9][REFERRAL_UUID_TEXT_LEN + 1];
-    unsigned     i, moved;
+    unsigned     i, moved, compare;
     PGresult    *res;
     const char  *values[9];
 
@@ -365,27 +509,22 @@ referral_cursor_move(referral_pg_t *pg, const referral_source_stream_t *st,
     values[2] = NULL;
     values[8] = NULL;
 
-    if (last_id != NULL) {
+    compare = referral_cursor_has_id();
+
+    if (last_id != NULL && compare) {
         referral_uuid_text(last_id, (u_char *) text[2]);
         text[2][REFERRAL_UUID_TEXT_LEN] = '\0';
         values[2] = text[2];
     }
 
-    if (st->has_last_id) {
+    if (st->has_last_id && compare) {
         referral_uuid_text(st->last_id, (u_char *) text[8]);
         text[8][REFERRAL_UUID_TEXT_LEN] = '\0';
         values[8] = text[8];
     }
 
-    if (referral_pg_query(pg, "UPDATE referral.ingest_cursor"
-                          " SET seq = $2::bigint, last_id = $3::uuid,"
-                          " rows = rows + $4::bigint,"
-                          " quarantined = quarantined + $5::bigint,"
-                          " dead = dead + $6::bigint,"
-                          " gap = gap + $7::bigint,"
-                          " updated_at = pg_catalog.now()"
-                          " WHERE stream = $1::int AND seq = $8::bigint"
-                          " AND last_id IS NOT DISTINCT FROM $9::uuid",
+    if (referral_pg_query(pg, referral_guard("cursor-compare")
+                              ? REFERRAL_CURSOR_MOVE : REFERRAL_CURSOR_ADD,
                           9, values, &res)
         != REFERRAL_OK)
     {

@@ -34,6 +34,10 @@ int referral_cursor_create(referral_pg_t *pg, referral_source_stream_t *st);
 int referral_cursor_move(referral_pg_t *pg, const referral_source_stream_t *st,
     uint64_t seq, const u_char *last_id, const uint64_t counts[4]);
 
+/* says it once, until st->failing is reset */
+void referral_cursor_unreadable(referral_source_stream_t *st,
+    const char *error);
+
 /* in the same transaction: n of the rows became dead letters */
 int referral_cursor_refuse(referral_pg_t *pg,
     const referral_source_stream_t *st, uint64_t n);

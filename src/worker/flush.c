@@ -9,6 +9,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "referral_fault.h"
 #include "cursor.h"
 #include "flush.h"
 #include "log.h"
@@ -22,7 +23,7 @@
 
 #define REFERRAL_FLUSH_TRIES  3
 
-/* lines of one batch about single records; quarantine: one a minute */
+/* lines about single records, in so many ms; of quarantine it is one */
 
 #define REFERRAL_FLUSH_LINES  10
 #define REFERRAL_FLUSH_WARN   60000
@@ -53,6 +54,12 @@ static void referral_flush_committed(referral_flush_t *f,
     referral_source_stream_t *st);
 static void referral_flush_report(referral_flush_t *f,
     const referral_source_stream_t *st);
+static void referral_flush_report_gap(const referral_item_t *item,
+    const referral_source_stream_t *st);
+static int referral_flush_may_say(referral_flush_limit_t *l, uint64_t now,
+    unsigned lines);
+static void referral_flush_report_more(referral_flush_limit_t *l,
+    const referral_source_stream_t *st, const char *text);
 
 
 int
@@ -123,12 +130,7 @@ referral_flush_stream(referral_flush_t *f, referral_source_stream_t *st)
     }
 
     if (last == REFERRAL_ERROR) {
-        if (!st->failing) {
-            referral_log(REFERRAL_LOG_ERROR, "journal-unreadable", error,
-                         "stream=%s", st->name);
-        }
-
-        st->failing = 1;
+        referral_cursor_unreadable(st, error);
         st->placed = 0;
 
     } else {
@@ -139,6 +141,8 @@ referral_flush_stream(referral_flush_t *f, referral_source_stream_t *st)
         st->ended = last == REFERRAL_DONE;
         return REFERRAL_AGAIN;
     }
+
+    referral_fault("worker-read");
 
     rc = referral_flush_commit(f, st);
 
@@ -213,6 +217,8 @@ referral_flush_commit(referral_flush_t *f, referral_source_stream_t *st)
                 return REFERRAL_ERROR;
             }
 
+            referral_fault("partition-made");
+
             continue;
         }
 
@@ -264,6 +270,8 @@ referral_flush_transaction(referral_flush_t *f, referral_source_stream_t *st,
         return rc;
     }
 
+    referral_fault("worker-begun");
+
     last = &b->items[b->n - 1];
 
     counts[0] = b->rows;
@@ -277,9 +285,15 @@ referral_flush_transaction(referral_flush_t *f, referral_source_stream_t *st,
         return rc;
     }
 
-    if (referral_flush_interactions(f, st, careful) != REFERRAL_OK
-        || referral_flush_rest(f, st, careful) != REFERRAL_OK)
-    {
+    referral_fault("worker-moved");
+
+    if (referral_flush_interactions(f, st, careful) != REFERRAL_OK) {
+        return REFERRAL_ERROR;
+    }
+
+    referral_fault("worker-copied");
+
+    if (referral_flush_rest(f, st, careful) != REFERRAL_OK) {
         return REFERRAL_ERROR;
     }
 
@@ -291,6 +305,8 @@ referral_flush_transaction(referral_flush_t *f, referral_source_stream_t *st,
     {
         return REFERRAL_ERROR;
     }
+
+    referral_fault("worker-commit");
 
     return referral_flush_end(f);
 }
@@ -518,6 +534,7 @@ referral_flush_bisect(referral_flush_t *f, size_t first, size_t n)
 
     if (n == 1) {
         referral_batch_refuse(&f->batch, item, state, message);
+        referral_fault("worker-refused");
         return REFERRAL_OK;
     }
 
@@ -599,6 +616,8 @@ referral_flush_end(referral_flush_t *f)
         return REFERRAL_ERROR;
     }
 
+    referral_fault("worker-committed");
+
     rc = REFERRAL_OK;
 
     if (strcmp(PQcmdStatus(res), "COMMIT") != 0) {
@@ -665,7 +684,7 @@ referral_flush_committed(referral_flush_t *f, referral_source_stream_t *st)
 static void
 referral_flush_report(referral_flush_t *f, const referral_source_stream_t *st)
 {
-    size_t             i, lines;
+    size_t             i;
     uint64_t           now;
     referral_item_t   *item;
     referral_batch_t  *b;
@@ -673,36 +692,27 @@ referral_flush_report(referral_flush_t *f, const referral_source_stream_t *st)
     b = &f->batch;
     now = referral_now();
 
-    if (b->quarantined
-        && (f->warned == 0 || now - f->warned >= REFERRAL_FLUSH_WARN))
-    {
-        f->warned = now;
+    if (b->quarantined && referral_flush_may_say(&f->quarantines, now, 1)) {
         referral_log(REFERRAL_LOG_WARN, "quarantine",
-                     "records whose time can not be right: see "
-                     "referral.quarantine, referral.requeue()",
+                     "records whose time can not be right: is a clock wrong?"
+                     "  They wait in referral.quarantine for"
+                     " referral.requeue()",
                      "stream=%s records=%llu", st->name,
                      (unsigned long long) b->quarantined);
     }
 
-    lines = 0;
-
     for (i = 0; i < b->n; i++) {
         item = &b->items[i];
 
-        if ((item->kind != REFERRAL_ITEM_GAP
-             && item->kind != REFERRAL_ITEM_DEAD)
-            || ++lines > REFERRAL_FLUSH_LINES)
+        if (item->kind == REFERRAL_ITEM_GAP
+            && referral_flush_may_say(&f->gaps, now, REFERRAL_FLUSH_LINES))
         {
-            continue;
+            referral_flush_report_gap(item, st);
         }
 
-        if (item->kind == REFERRAL_ITEM_GAP) {
-            referral_log(REFERRAL_LOG_ERROR, "gap", item->reason,
-                         "stream=%s from=%llu to=%llu", st->name,
-                         (unsigned long long) item->number,
-                         (unsigned long long) item->last);
-
-        } else {
+        if (item->kind == REFERRAL_ITEM_DEAD
+            && referral_flush_may_say(&f->letters, now, REFERRAL_FLUSH_LINES))
+        {
             referral_log(REFERRAL_LOG_ERROR, "dead-letter", item->detail,
                          "stream=%s seq=%llu reason=%s", st->name,
                          (unsigned long long) item->number,
@@ -710,10 +720,66 @@ referral_flush_report(referral_flush_t *f, const referral_source_stream_t *st)
         }
     }
 
-    if (lines > REFERRAL_FLUSH_LINES) {
-        referral_log(REFERRAL_LOG_ERROR, "more",
-                     "of these, in referral.dead_letter and"
-                     " referral.ingest_gap", "stream=%s records=%zu",
-                     st->name, lines - REFERRAL_FLUSH_LINES);
+    referral_flush_report_more(&f->gaps, st,
+                               "more gaps: they are in referral.ingest_gap");
+    referral_flush_report_more(&f->letters, st,
+                               "more dead letters: with their bytes and"
+                               " reasons they are in referral.dead_letter,"
+                               " for 30 days");
+}
+
+
+static void
+referral_flush_report_gap(const referral_item_t *item,
+    const referral_source_stream_t *st)
+{
+    char  text[REFERRAL_ERROR_LEN + 160];
+
+    snprintf(text, sizeof(text),
+             "%s; these clicks are lost unless a copy has them: check the"
+             " disk, and \"referralctl journal verify\"",
+             item->reason ? item->reason : "missing");
+
+    referral_log(REFERRAL_LOG_ERROR, "gap", text, "stream=%s from=%llu"
+                 " to=%llu", st->name, (unsigned long long) item->number,
+                 (unsigned long long) item->last);
+}
+
+
+/* up to so many lines a minute; what is not said is counted */
+
+static int
+referral_flush_may_say(referral_flush_limit_t *l, uint64_t now, unsigned lines)
+{
+    if (l->since == 0 || now - l->since >= REFERRAL_FLUSH_WARN) {
+        l->since = now;
+        l->lines = 0;
     }
+
+    if (l->lines < lines) {
+        l->lines++;
+        return 1;
+    }
+
+    l->hidden++;
+
+    return 0;
+}
+
+
+/* the first batch that has too much says how much, the others a minute on */
+
+static void
+referral_flush_report_more(referral_flush_limit_t *l,
+    const referral_source_stream_t *st, const char *text)
+{
+    if (l->hidden == 0 || l->lines > REFERRAL_FLUSH_LINES) {
+        return;
+    }
+
+    referral_log(REFERRAL_LOG_ERROR, "more", text, "stream=%s records=%llu",
+                 st->name, (unsigned long long) l->hidden);
+
+    l->hidden = 0;
+    l->lines = REFERRAL_FLUSH_LINES + 1;
 }

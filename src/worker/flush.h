@@ -30,6 +30,15 @@ typedef struct {
 } referral_flush_stat_t;
 
 
+/* of one kind of log line */
+
+typedef struct {
+    uint64_t                    since;     /* monotonic ms */
+    uint64_t                    hidden;
+    unsigned                    lines;
+} referral_flush_limit_t;
+
+
 typedef struct {
     referral_pg_t              *pg;
     referral_source_t          *source;
@@ -44,7 +53,10 @@ typedef struct {
 
     referral_flush_stat_t       stat;
     uint64_t                    newest;    /* Unix ms of the last row */
-    uint64_t                    warned;    /* of quarantine, monotonic ms */
+
+    referral_flush_limit_t      gaps;
+    referral_flush_limit_t      letters;
+    referral_flush_limit_t      quarantines;
 } referral_flush_t;
 
 

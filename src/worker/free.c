@@ -6,7 +6,9 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
+#include "referral_fault.h"
 #include "referral_uuid.h"
 #include "copy.h"
 #include "free.h"
@@ -22,6 +24,7 @@
 static int referral_free_read(referral_source_journal_t *j, referral_pg_t *pg);
 static void referral_free_observe(referral_journal_stream_t *st, uint64_t seq,
     uint64_t now);
+static uint64_t referral_free_since(const referral_segment_t *seg);
 static void referral_free_reset(referral_journal_stream_t *st);
 static referral_segment_age_t *referral_free_age(
     referral_journal_stream_t *st, const char *name);
@@ -164,9 +167,26 @@ referral_free_observe(referral_journal_stream_t *st, uint64_t seq,
         age = referral_free_age(st, st->s->segments[i].name);
 
         if (age != NULL) {
-            age->age += step;
+            age->age = referral_guard("observed-retention")
+                       ? age->age + step
+                       : referral_free_since(&st->s->segments[i]);
         }
     }
+}
+
+
+/* ms since a segment was made, for tests: no sign that it was committed */
+
+static uint64_t
+referral_free_since(const referral_segment_t *seg)
+{
+    uint64_t         now;
+    struct timespec  ts;
+
+    clock_gettime(CLOCK_REALTIME, &ts);
+    now = (uint64_t) ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
+
+    return now > seg->header.created ? now - seg->header.created : 0;
 }
 
 
@@ -233,6 +253,10 @@ referral_free_committed(const referral_journal_stream_t *st, size_t n)
     }
 
     seq = st->observed < st->base.seq ? st->observed : st->base.seq;
+
+    if (!referral_guard("free-after-commit")) {
+        seq = INT64_MAX;
+    }
 
     /* a damaged one says nothing: what follows it does */
 

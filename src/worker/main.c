@@ -13,6 +13,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "referral_fault.h"
 #include "flush.h"
 #include "free.h"
 #include "log.h"
@@ -27,6 +28,7 @@
 #define REFERRAL_WORKER_FREE     1000
 #define REFERRAL_WORKER_SUMMARY  60000
 #define REFERRAL_WORKER_SWEEP    1000
+#define REFERRAL_WORKER_LAG      60000     /* to be told of */
 
 #define REFERRAL_WORKER_BATCHES  8         /* of one stream, in a row */
 
@@ -90,6 +92,13 @@ main(int argc, char **argv)
     memset(&w, 0, sizeof(referral_worker_t));
     test = 0;
 
+#if (REFERRAL_FAULTS)
+    if (referral_fault_init(error) != REFERRAL_OK) {
+        fprintf(stderr, "referral-worker: %s\n", error);
+        return 2;
+    }
+#endif
+
     rc = referral_worker_options(argc, argv, &w.file, &test);
     if (rc != -1) {
         return rc;
@@ -149,7 +158,8 @@ referral_worker_options(int argc, char **argv, const char **file,
             return 0;
 
         case 'V':
-            printf("referral-worker %s\n", REFERRAL_VERSION);
+            printf("referral-worker %s%s\n", REFERRAL_VERSION,
+                   REFERRAL_FAULT_BUILD);
             return 0;
 
         default:
@@ -367,6 +377,8 @@ referral_worker_connect(referral_worker_t *w)
     if (rc != REFERRAL_OK) {
         return REFERRAL_DONE;
     }
+
+    referral_fault("worker-connected");
 
     referral_flush_connected(&w->flush);
     referral_maintain_connected(&w->maintain);
@@ -604,6 +616,14 @@ referral_worker_summary(referral_worker_t *w)
                  (unsigned long long) (s->gap - last->gap),
                  (unsigned long long) lag, w->journal.base.nstreams, aside,
                  (unsigned long long) (w->pg.retries - w->retries));
+
+    if (lag > REFERRAL_WORKER_LAG) {
+        referral_log(REFERRAL_LOG_WARN, "lag",
+                     "clicks come faster than Postgres takes them, or it was"
+                     " away: the journal keeps them; if this grows, see what"
+                     " Postgres waits for (pg_stat_activity)",
+                     "lag_ms=%llu", (unsigned long long) lag);
+    }
 
     *last = *s;
     w->retries = w->pg.retries;

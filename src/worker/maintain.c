@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "referral_fault.h"
 #include "log.h"
 #include "maintain.h"
 #include "signals.h"
@@ -238,6 +239,8 @@ referral_maintain_expire(referral_pg_t *pg, const char *name,
             return REFERRAL_ERROR;
         }
 
+        referral_fault("partition-expired");
+
         snprintf(sql, sizeof(sql), "ALTER TABLE referral.interaction"
                  " DETACH PARTITION referral.%s %s", name,
                  detaching ? "FINALIZE" : "CONCURRENTLY");
@@ -245,6 +248,8 @@ referral_maintain_expire(referral_pg_t *pg, const char *name,
         if (referral_maintain_query(pg, sql) != REFERRAL_OK) {
             return REFERRAL_ERROR;
         }
+
+        referral_fault("partition-detached");
     }
 
     snprintf(sql, sizeof(sql), "DROP TABLE referral.%s", name);
@@ -252,6 +257,8 @@ referral_maintain_expire(referral_pg_t *pg, const char *name,
     if (referral_maintain_query(pg, sql) != REFERRAL_OK) {
         return REFERRAL_ERROR;
     }
+
+    referral_fault("partition-dropped");
 
     referral_log(REFERRAL_LOG_INFO, "partition-expired", NULL, "table=%s",
                  name);

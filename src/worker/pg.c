@@ -11,6 +11,7 @@
 #include <sys/random.h>
 
 #include "referral_crc32c.h"
+#include "referral_fault.h"
 #include "log.h"
 #include "pg.h"
 #include "signals.h"
@@ -58,6 +59,10 @@ static void referral_pg_refused(referral_pg_t *pg);
 static referral_pg_class_e referral_pg_classify(const char *sqlstate,
     const char *constraint);
 static void referral_pg_notice(void *data, const PGresult *res);
+
+#if (REFERRAL_FAULTS)
+static void referral_pg_sent(const char *sql);
+#endif
 
 
 void
@@ -406,8 +411,33 @@ referral_pg_query(referral_pg_t *pg, const char *sql, int n,
         return REFERRAL_ERROR;
     }
 
+#if (REFERRAL_FAULTS)
+    referral_pg_sent(sql);
+#endif
+
     return referral_pg_finish(pg, res, deadline);
 }
+
+
+#if (REFERRAL_FAULTS)
+
+/* a statement that was sent, and its answer may never be read */
+
+static void
+referral_pg_sent(const char *sql)
+{
+    if (strcmp(sql, "COMMIT") == 0) {
+        referral_fault("worker-commit-sent");
+
+    } else if (strstr(sql, "partition_ensure") != NULL) {
+        referral_fault("partition-sent");
+
+    } else if (strstr(sql, "DETACH PARTITION") != NULL) {
+        referral_fault("partition-detach-sent");
+    }
+}
+
+#endif
 
 
 int
@@ -489,6 +519,8 @@ referral_pg_copy_from(referral_pg_t *pg, const char *sql,
         if (referral_pg_put(pg, data, len, deadline) != REFERRAL_OK) {
             return REFERRAL_ERROR;
         }
+
+        referral_fault("worker-copying");
     }
 
     for ( ;; ) {

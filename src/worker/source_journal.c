@@ -251,8 +251,8 @@ referral_source_journal_add(referral_source_journal_t *j,
 
     if (s->state == REFERRAL_STREAM_SET_ASIDE) {
         referral_log(REFERRAL_LOG_WARN, "stream-aside-found",
-                     "its records are kept and not sent, for the reason in"
-                     " its file \"aside\"",
+                     "its clicks wait, for the reason in its file \"aside\":"
+                     " see \"referralctl journal adopt --help\"",
                      "stream=%s", st->base.name);
     }
 

@@ -8,6 +8,7 @@
 
 
 #include "referral_core.h"
+#include "referral_fault.h"
 #include "referral_record.h"
 #include "referral_uuid.h"
 #include "referral_writer.h"
@@ -127,6 +128,13 @@ main(int argc, char **argv)
     write_ctx_t  ctx;
 
     memset(&ctx, 0, sizeof(write_ctx_t));
+
+#if (REFERRAL_FAULTS)
+    if (referral_fault_init(error) != REFERRAL_OK) {
+        fprintf(stderr, "journal_write: %s\n", error);
+        return 2;
+    }
+#endif
 
     ctx.conf.size = 64 * 1024 * 1024;
     ctx.conf.segment = 64 * 1024;

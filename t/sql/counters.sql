@@ -46,6 +46,17 @@ SELECT is((SELECT n FROM referral.counter
                      AND code = 'A'), 105::bigint, 'with the sum');
 SELECT is(referral.counter_fold(), 0::bigint, 'nothing to fold');
 
+-- the session knows a plan by now, made when there was next to nothing
+
+INSERT INTO referral.counter_delta (code, day, type, verdict, kind, n)
+    SELECT 'B' || i % 50, '2026-11-20', 'click', 'valid', 'unknown', 1
+        FROM generate_series(1, 60000) i;
+
+SELECT performs_ok('SELECT referral.counter_fold()', 5000,
+                   'many deltas do not take long');
+SELECT is(sum(n), 60000::numeric, 'and count')
+    FROM referral.counter WHERE code LIKE 'B%';
+
 SELECT * FROM finish();
 
 ROLLBACK;

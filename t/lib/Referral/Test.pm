@@ -695,12 +695,23 @@ sub done {
     ok(!@problems, 'nothing bad in the logs, nothing left running')
         or diag(join("\n", @problems > 40 ? @problems[0 .. 39] : @problems));
 
+    $self->finish();
+
+    done_testing() unless @instances;
+
+    return;
+}
+
+
+# the directory goes
+
+sub finish {
+    my ($self) = @_;
+
     $self->{done} = 1;
     $self->remove();
 
     @instances = grep { $_ != $self } @instances;
-
-    done_testing() unless @instances;
 
     return;
 }

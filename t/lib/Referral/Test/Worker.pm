@@ -67,7 +67,7 @@ sub start {
 
 
 sub stop    { my ($s, $sig) = @_; $s->{process}->stop($sig // 'TERM', 30); $s }
-sub kill9   { $_[0]{process}->kill9(); $_[0] }
+sub kill9   { $_[0]{process}->kill9() if $_[0]{process}; $_[0] }
 sub pause   { $_[0]{process}->pause(); $_[0] }
 sub resume  { $_[0]{process}->resume(); $_[0] }
 sub hup     { $_[0]{process}->signal('HUP'); $_[0] }
