@@ -134,7 +134,9 @@ ngx_http_referral_journal_append(referral_record_t *rec)
     ngx_http_referral_count(journal_records);
     ngx_http_referral_count_n(journal_bytes, referral_frame_size(len));
 
-    if (j->refusing) {
+    /* not in the second of the last line: space may come and go at once */
+
+    if (j->refusing && j->logged != ngx_time()) {
         ngx_http_referral_journal_log(j);
         j->refusing = 0;
 
