@@ -694,10 +694,24 @@ sub fault_power_loss {
         $s->{next} = $s->{first} if $s->{next} < $s->{first};
         $s->{next} = last_here($s) + 1 if $off->{own_series}
                                           && last_here($s);
+        missed($s);
     }
 
     @{ $h->{workers} } = grep { disconnect($_); 0 } @{ $h->{workers} };
     worker($h);
+}
+
+
+# damaged records at the end may be missed: a stream may end anywhere
+
+sub missed {
+    my ($s) = @_;
+
+    my $last = last_here($s);
+
+    for (keys %{ $s->{hurt} }) {
+        excuse($_) if $s->{hurt}{$_} > $last;
+    }
 }
 
 
@@ -800,13 +814,7 @@ sub fault_damage {
     $s->{recs}{$n} = 0;
     $w->{reports} = 1;
 
-    # the last ones may be missed: a stream may end anywhere
-
-    my $last = last_here($s);
-
-    for (keys %{ $s->{hurt} }) {
-        excuse($_) if $s->{hurt}{$_} > $last;
-    }
+    missed($s);
 }
 
 
