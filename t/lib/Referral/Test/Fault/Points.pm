@@ -154,8 +154,8 @@ my %before = (
     },
     'worker-cursor' => sub { $_[0]->t()->reload() },
     'partition-sent' => \&no_partition,
-    'partition-new' => \&no_partition,
-    'partition-marked' => \&old_partition,
+    'partition-made' => \&no_partition,
+    'partition-expired' => \&old_partition,
     'partition-detach-sent' => \&old_partition,
     'partition-detached' => \&old_partition,
     'partition-dropped' => \&old_partition,
@@ -192,7 +192,7 @@ sub worker {
         my ($s) = @_;
 
         my ($hits, $mark, $w) = (0, marks($s) . "/$point", $s->worker());
-        my $once = $point =~ /^partition-(?:sent|new)$/;
+        my $once = $point =~ /^partition-(?:sent|made)$/;
 
         $w->{env} = { REFERRAL_FAULT => $point . ':' . ($nth{$point} // 1),
                       REFERRAL_FAULT_MARK => marks($s) };
