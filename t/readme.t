@@ -103,6 +103,20 @@ for ($readme =~ /^ +make ([a-z-]+) /mg) {
     like($makefile, qr/^\Q$_\E:/m, "make $_");
 }
 
+# the scenarios that show what survives
+
+my $scenarios = join('', map { $t->read_file($_) }
+                     glob("$root/t/lib/Referral/Test/Fault/*.pm"),
+                     "$root/src/core/referral_fault.c");
+my ($guarantee) = $readme =~ /^## What survives what\n(.*?)^## /ms;
+my @scenarios = $guarantee =~ /`([a-z]+(?:-[a-z]+)+)`(?= |$)/mg;
+
+cmp_ok(scalar(@scenarios), '>=', 20, 'the scenarios are found');
+
+for (@scenarios) {
+    like($scenarios, qr/["' ]\Q$_\E["' ]/, "scenario $_");
+}
+
 # links
 
 my %anchors = map { my $a = lc; $a =~ s/[^\w -]//g; $a =~ tr/ /-/; $a => 1 }
