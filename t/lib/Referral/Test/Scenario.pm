@@ -69,6 +69,12 @@ sub unavailable {
     return 'needs root' if $opt->{root} && $> != 0;
     return 'needs a build with FAULTS=1' if $opt->{faults} && !fault_build();
 
+    # both want to be the first library of the process
+
+    return 'needs a build without sanitizers'
+        if $ENV{REFERRAL_ASAN} && grep { $_ eq 'faketime' }
+                                       @{ $opt->{needs} // [] };
+
     for my $program (@{ $opt->{needs} // [] }) {
         return "needs $program"
             unless grep { -x "$_/$program" } split(/:/, $ENV{PATH}),
