@@ -191,7 +191,7 @@ my %tests = (
         is($records[0]{country}, 'KE', 'with the country');
         is($records[0]{asn}, 64496, 'and the network');
 
-        like($t->get('/status', port => $t->port('status'))->body(),
+        like($t->get('/status?format=prometheus', port => $t->port('status'))->body(),
              qr/^referral_requests_total\{.*verdict="valid".*\} \d+$/m,
              'metrics');
         like($t->read_file('logs/referral.log'),

@@ -239,7 +239,7 @@ $t->kill_worker();
 
 $t->log_like(qr/clicks are not recorded: .*gone/, 'no directory: logged');
 is(click(), '', 'no directory: redirects without an id');
-is(counter('journal_open'), 0, 'no directory: no stream');
+is(counter('journal_open_streams'), 0, 'no directory: no stream');
 
 rename("$gone.away", $gone) or die "$gone: $!\n";
 

@@ -19,6 +19,8 @@ static ngx_uint_t ngx_http_referral_cookie_line(ngx_http_referral_ctx_t *ctx,
     ngx_str_t *line, ngx_uint_t *tries);
 static ngx_uint_t ngx_http_referral_cookie_try(ngx_http_referral_ctx_t *ctx,
     u_char *start, u_char *end);
+static void ngx_http_referral_cookie_count(referral_token_result_e result,
+    ngx_uint_t key);
 static ngx_uint_t ngx_http_referral_cookie_yes(ngx_str_t *value);
 static ngx_int_t ngx_http_referral_cookie_render(
     ngx_http_referral_ctx_t *ctx);
@@ -168,11 +170,47 @@ ngx_http_referral_cookie_try(ngx_http_referral_ctx_t *ctx, u_char *start,
     ngx_log_debug1(NGX_LOG_DEBUG_HTTP, ctx->request->connection->log, 0,
                    "referral token: %s", referral_token_result_word(result));
 
-    ngx_http_referral_count(tokens[result]);
+    ngx_http_referral_cookie_count(result, ctx->token.key);
 
     ctx->has_token = (result == REFERRAL_TOKEN_VALID);
 
     return ctx->has_token;
+}
+
+
+/* a key that no longer signs verifies tokens from before a rotation */
+
+static void
+ngx_http_referral_cookie_count(referral_token_result_e result, ngx_uint_t key)
+{
+    switch (result) {
+
+    case REFERRAL_TOKEN_VALID:
+        if (key == 0) {
+            ngx_http_referral_count(token_verified);
+
+        } else {
+            ngx_http_referral_count(token_rotated);
+        }
+
+        break;
+
+    case REFERRAL_TOKEN_UNKNOWN_KEY:
+        ngx_http_referral_count(token_unknown_key);
+        break;
+
+    case REFERRAL_TOKEN_FORGED:
+        ngx_http_referral_count(token_forged);
+        break;
+
+    case REFERRAL_TOKEN_EXPIRED:
+        ngx_http_referral_count(token_expired);
+        break;
+
+    default: /* REFERRAL_TOKEN_MALFORMED */
+        ngx_http_referral_count(token_malformed);
+        break;
+    }
 }
 
 
@@ -264,7 +302,12 @@ ngx_http_referral_cookie_set(ngx_http_referral_ctx_t *ctx)
             return NGX_ERROR;
         }
 
-        ngx_http_referral_count(tokens_issued);
+        if (ctx->has_token) {
+            ngx_http_referral_count(token_updated);
+
+        } else {
+            ngx_http_referral_count(token_new);
+        }
 
     } else if (ngx_http_referral_cookie_present(r, &ctx->set_cookie)) {
 

@@ -554,6 +554,8 @@ ngx_http_referral_geo_check(void)
             if (!db->missing) {
                 db->missing = 1;
 
+                ngx_http_referral_count(geo_failures);
+
                 ngx_log_error(NGX_LOG_ERR, ngx_cycle->log, ngx_errno,
                               "referral: geo database \"%V\" cannot be read, "
                               "%s", &db->path, db->open
@@ -583,6 +585,8 @@ ngx_http_referral_geo_check(void)
             != NGX_OK)
         {
             db->failed = id;
+
+            ngx_http_referral_count(geo_failures);
 
             ngx_log_error(NGX_LOG_ERR, ngx_cycle->log, 0,
                           "referral: geo database not replaced: %s", error);
@@ -621,6 +625,8 @@ ngx_http_referral_geo_load(void)
     if (rc == NGX_ERROR) {
         db->failed = state->load.id;
 
+        ngx_http_referral_count(geo_failures);
+
         ngx_log_error(NGX_LOG_ERR, ngx_cycle->log, 0,
                       "referral: geo database not replaced: %s", error);
 
@@ -636,6 +642,8 @@ ngx_http_referral_geo_load(void)
     db->open = 1;
 
     state->generation++;
+
+    ngx_http_referral_count(geo_loads);
 
     ngx_log_error(NGX_LOG_NOTICE, ngx_cycle->log, 0,
                   "referral: geo database \"%V\" replaced", &db->path);

@@ -50,6 +50,7 @@ typedef struct {
     time_t                   logged;
     ngx_uint_t               noise;                /* the same of noise */
     time_t                   noise_logged;
+    uint64_t                 mark;                 /* a record, unsynced */
     unsigned                 refusing:1;
     char                     path[NGX_MAX_PATH];
     char                     edge[NGX_MAXHOSTNAMELEN + 1];
@@ -73,6 +74,7 @@ static void ngx_http_referral_journal_faults(ngx_log_t *log);
 static void ngx_http_referral_journal_open(ngx_http_referral_journal_t *j);
 static void ngx_http_referral_journal_retry_handler(ngx_event_t *ev);
 static void ngx_http_referral_journal_tick_handler(ngx_event_t *ev);
+static void ngx_http_referral_journal_age(ngx_http_referral_journal_t *j);
 static void ngx_http_referral_journal_noise(ngx_http_referral_journal_t *j);
 static void ngx_http_referral_journal_refused(ngx_http_referral_journal_t *j);
 static void ngx_http_referral_journal_log(ngx_http_referral_journal_t *j);
@@ -222,6 +224,8 @@ ngx_http_referral_journal_tick_handler(ngx_event_t *ev)
 
     msec = referral_writer_tick(j->writer);
 
+    ngx_http_referral_journal_age(j);
+
     while (referral_writer_message(j->writer, text, sizeof(text))
            == REFERRAL_OK)
     {
@@ -240,6 +244,37 @@ ngx_http_referral_journal_tick_handler(ngx_event_t *ev)
 
     if (msec && !ev->timer_set) {
         ngx_add_timer(ev, msec);
+    }
+}
+
+
+/*
+ * For the status page: since when the oldest record that is not on disk has
+ * waited, seen once a tick.  What comes while a marked record waits is not
+ * older than that one.
+ */
+
+static void
+ngx_http_referral_journal_age(ngx_http_referral_journal_t *j)
+{
+    referral_writer_stat_t  stat;
+
+    if (j->conf.sync == 0) {
+        return;
+    }
+
+    referral_writer_stat(j->writer, &stat);
+
+    if (stat.synced == stat.appended) {
+        j->mark = 0;
+        ngx_http_referral_gauge(unsynced, 0);
+        return;
+    }
+
+    if (j->mark == 0 || stat.synced >= j->mark) {
+        j->mark = stat.appended;
+        ngx_http_referral_gauge(unsynced,
+                                ngx_http_referral_stat_clock() / 1000);
     }
 }
 
@@ -341,6 +376,8 @@ ngx_http_referral_journal_open(ngx_http_referral_journal_t *j)
                              NGX_HTTP_REFERRAL_JOURNAL_RETRY_MAX);
         return;
     }
+
+    ngx_http_referral_gauge(journal_streams, 1);
 
     ngx_log_debug1(NGX_LOG_DEBUG_HTTP, ngx_cycle->log, 0,
                    "referral journal stream %s",

@@ -14,6 +14,7 @@
 #include "ngx_http_referral_limit.h"
 #include "ngx_http_referral_lookup.h"
 #include "ngx_http_referral_redirect.h"
+#include "ngx_http_referral_stat.h"
 #include "ngx_http_referral_redis.h"
 #include "ngx_http_referral_status.h"
 #include "ngx_http_referral_variables.h"
@@ -757,4 +758,5 @@ ngx_http_referral_exit_process(ngx_cycle_t *cycle)
     ngx_http_referral_lookup_exit_process();
     ngx_http_referral_geo_exit_process();
     ngx_http_referral_journal_exit_process();
+    ngx_http_referral_stat_exit_process();
 }

@@ -4,6 +4,7 @@
  */
 
 
+#include "ngx_http_referral_geo_private.h"
 #include "ngx_http_referral_journal.h"
 #include "ngx_http_referral_request.h"
 #include "ngx_http_referral_stat.h"
@@ -11,127 +12,79 @@
 #include "ngx_http_referral_zone.h"
 
 
-#define NGX_HTTP_REFERRAL_STATUS_SIZE  32768
+#define NGX_HTTP_REFERRAL_STATUS_SIZE  65536
 
-
-/* a counter of the slots; families with labels stand together */
 
 typedef struct {
-    const char        *name;
-    const char        *label;                      /* NULL: none */
-    const char        *value;
-    const char        *help;
-    size_t             offset;
+    const char                 *name;
+    const char                 *label;             /* NULL: none */
+    const char                 *value;
+    const char                 *help;              /* of a family's first */
+    size_t                      offset;
 } ngx_http_referral_counter_t;
 
 
+typedef struct {
+    u_char                     *p;
+    u_char                     *last;
+    const char                 *name;              /* of the family */
+    unsigned                    json:1;
+    unsigned                    labels:1;          /* so has the family */
+    unsigned                    many:1;            /* not its first sample */
+} ngx_http_referral_status_t;
+
+
 static ngx_int_t ngx_http_referral_status_handler(ngx_http_request_t *r);
+static ngx_int_t ngx_http_referral_status_format(ngx_http_request_t *r,
+    ngx_uint_t *json);
+static void ngx_http_referral_status_accept(ngx_str_t *value,
+    ngx_uint_t *json, ngx_uint_t *text);
+static ngx_uint_t ngx_http_referral_status_quality(u_char *p, u_char *last);
+static ngx_uint_t ngx_http_referral_status_is(ngx_str_t *type,
+    const char *name);
 static void ngx_http_referral_status_sum(ngx_http_referral_stat_t *sum,
     const ngx_http_referral_stat_t *slots);
-static u_char *ngx_http_referral_status_head(u_char *p, u_char *last,
-    const char *name, const char *type, const char *help);
-static u_char *ngx_http_referral_status_requests(u_char *p, u_char *last,
-    ngx_http_referral_stat_t *stat);
-static u_char *ngx_http_referral_status_counters(u_char *p, u_char *last,
-    ngx_http_referral_stat_t *stat);
-static u_char *ngx_http_referral_status_tokens(u_char *p, u_char *last,
-    ngx_http_referral_stat_t *stat);
-static u_char *ngx_http_referral_status_zone(u_char *p, u_char *last,
+static void ngx_http_referral_status_render(ngx_http_referral_status_t *s,
+    ngx_http_referral_main_conf_t *rmcf);
+static void ngx_http_referral_status_requests(ngx_http_referral_status_t *s,
+    const ngx_http_referral_stat_t *stat);
+static void ngx_http_referral_status_table(ngx_http_referral_status_t *s,
+    const ngx_http_referral_counter_t *c, const char *type,
+    const ngx_http_referral_stat_t *stat);
+static void ngx_http_referral_status_latency(ngx_http_referral_status_t *s,
+    const ngx_http_referral_stat_t *stat);
+static void ngx_http_referral_status_zone(ngx_http_referral_status_t *s,
     ngx_http_referral_zone_conf_t *zcf);
-static u_char *ngx_http_referral_status_journal(u_char *p, u_char *last,
-    ngx_http_referral_journal_conf_t *jcf);
-static u_char *ngx_http_referral_status_gauge(u_char *p, u_char *last,
+static void ngx_http_referral_status_journal(ngx_http_referral_status_t *s,
+    ngx_http_referral_journal_conf_t *jcf,
+    const ngx_http_referral_stat_t *stat);
+static void ngx_http_referral_status_geo(ngx_http_referral_status_t *s,
+    ngx_http_referral_geo_conf_t *gcf);
+static void ngx_http_referral_status_gauge(ngx_http_referral_status_t *s,
     const char *name, const char *help, uint64_t value);
+static void ngx_http_referral_status_family(ngx_http_referral_status_t *s,
+    const char *name, const char *type, const char *help, ngx_uint_t labels);
+static void ngx_http_referral_status_sample(ngx_http_referral_status_t *s,
+    const char *label, const char *value, uint64_t n);
+static void ngx_http_referral_status_end(ngx_http_referral_status_t *s);
+static u_char *ngx_http_referral_status_seconds(u_char *p, uint64_t us);
 
 
-#define ngx_http_referral_counter(field)                                      \
-    offsetof(ngx_http_referral_stat_t, field)
+#define ngx_http_referral_status_counter(field, name, label, value, help)     \
+    { name, label, value, help, offsetof(ngx_http_referral_stat_t, field) },
+
+#define ngx_http_referral_status_now(field, name, help)                       \
+    { name, NULL, NULL, help, offsetof(ngx_http_referral_stat_t, field) },
 
 
-static ngx_http_referral_counter_t  ngx_http_referral_counters[] = {
+static const ngx_http_referral_counter_t  ngx_http_referral_counters[] = {
+    NGX_HTTP_REFERRAL_COUNTERS(ngx_http_referral_status_counter)
+    { NULL, NULL, NULL, NULL, 0 }
+};
 
-    { "zone_lookups_total", "result", "hit",
-      "Codes looked up in the zone.",
-      ngx_http_referral_counter(zone_hit) },
 
-    { "zone_lookups_total", "result", "stale", NULL,
-      ngx_http_referral_counter(zone_stale) },
-
-    { "zone_lookups_total", "result", "miss", NULL,
-      ngx_http_referral_counter(zone_miss) },
-
-    { "zone_evicted_total", NULL, NULL,
-      "Entries dropped from the zone to make room.",
-      ngx_http_referral_counter(zone_evicted) },
-
-    { "zone_no_memory_total", NULL, NULL,
-      "Entries that were not stored for want of memory.",
-      ngx_http_referral_counter(zone_nomem) },
-
-    { "redis_commands_total", NULL, NULL,
-      "Commands sent to Redis.",
-      ngx_http_referral_counter(redis_commands) },
-
-    { "redis_replies_total", NULL, NULL,
-      "Replies of Redis.",
-      ngx_http_referral_counter(redis_replies) },
-
-    { "redis_errors_total", NULL, NULL,
-      "Replies of Redis that are errors.",
-      ngx_http_referral_counter(redis_errors) },
-
-    { "redis_timeouts_total", NULL, NULL,
-      "Commands without a reply in time.",
-      ngx_http_referral_counter(redis_timeouts) },
-
-    { "redis_connects_total", NULL, NULL,
-      "Connections made to Redis.",
-      ngx_http_referral_counter(redis_connects) },
-
-    { "redis_connect_failures_total", NULL, NULL,
-      "Connections to Redis that failed or broke.",
-      ngx_http_referral_counter(redis_failures) },
-
-    { "redis_circuit_opened_total", NULL, NULL,
-      "Times that waiting for Redis was given up.",
-      ngx_http_referral_counter(redis_opened) },
-
-    { "journal_records_total", NULL, NULL,
-      "Records appended to the journal.",
-      ngx_http_referral_counter(journal_records) },
-
-    { "journal_bytes_total", NULL, NULL,
-      "Bytes appended to the journal.",
-      ngx_http_referral_counter(journal_bytes) },
-
-    { "dropped_total", "reason", "full",
-      "Clicks that were not recorded.",
-      ngx_http_referral_counter(dropped_full) },
-
-    { "dropped_total", "reason", "noise", NULL,
-      ngx_http_referral_counter(dropped_noise) },
-
-    { "dropped_total", "reason", "error", NULL,
-      ngx_http_referral_counter(dropped_error) },
-
-    { "limited_total", NULL, NULL,
-      "Requests refused with 429 by the miss limit.",
-      ngx_http_referral_counter(limited) },
-
-    { "waiters_refused_total", NULL, NULL,
-      "Requests over the cap on those that wait for Redis.",
-      ngx_http_referral_counter(waiters_refused) },
-
-    { "geo_lookups_total", "result", "found",
-      "Addresses looked up in the geo databases.",
-      ngx_http_referral_counter(geo_found) },
-
-    { "geo_lookups_total", "result", "missing", NULL,
-      ngx_http_referral_counter(geo_missing) },
-
-    { "geo_lookups_total", "result", "error", NULL,
-      ngx_http_referral_counter(geo_errors) },
-
+static const ngx_http_referral_counter_t  ngx_http_referral_gauges[] = {
+    NGX_HTTP_REFERRAL_GAUGES(ngx_http_referral_status_now)
     { NULL, NULL, NULL, NULL, 0 }
 };
 
@@ -139,11 +92,11 @@ static ngx_http_referral_counter_t  ngx_http_referral_counters[] = {
 static ngx_int_t
 ngx_http_referral_status_handler(ngx_http_request_t *r)
 {
-    u_char                         *p, *last;
     ngx_int_t                       rc;
     ngx_buf_t                      *b;
+    ngx_uint_t                      json;
     ngx_chain_t                     out;
-    ngx_http_referral_stat_t       *slots, sum;
+    ngx_http_referral_status_t      s;
     ngx_http_referral_main_conf_t  *rmcf;
 
     if (!(r->method & (NGX_HTTP_GET|NGX_HTTP_HEAD))) {
@@ -156,14 +109,8 @@ ngx_http_referral_status_handler(ngx_http_request_t *r)
         return rc;
     }
 
-    rmcf = ngx_http_get_module_main_conf(r, ngx_http_referral_module);
-
-    ngx_memzero(&sum, sizeof(ngx_http_referral_stat_t));
-
-    slots = ngx_http_referral_zone_stat(rmcf->zone);
-
-    if (slots != NULL) {
-        ngx_http_referral_status_sum(&sum, slots);
+    if (ngx_http_referral_status_format(r, &json) != NGX_OK) {
+        return NGX_HTTP_BAD_REQUEST;
     }
 
     b = ngx_create_temp_buf(r->pool, NGX_HTTP_REFERRAL_STATUS_SIZE);
@@ -171,24 +118,17 @@ ngx_http_referral_status_handler(ngx_http_request_t *r)
         return NGX_HTTP_INTERNAL_SERVER_ERROR;
     }
 
-    p = b->last;
-    last = b->end;
+    rmcf = ngx_http_get_module_main_conf(r, ngx_http_referral_module);
 
-    p = ngx_http_referral_status_requests(p, last, &sum);
-    p = ngx_http_referral_status_counters(p, last, &sum);
-    p = ngx_http_referral_status_tokens(p, last, &sum);
+    ngx_memzero(&s, sizeof(ngx_http_referral_status_t));
 
-    /* no server may have the module on */
+    s.p = b->last;
+    s.last = b->end;
+    s.json = json;
 
-    if (rmcf->zone != NULL) {
-        p = ngx_http_referral_status_zone(p, last, rmcf->zone);
-    }
+    ngx_http_referral_status_render(&s, rmcf);
 
-    if (rmcf->journal != NULL) {
-        p = ngx_http_referral_status_journal(p, last, rmcf->journal);
-    }
-
-    b->last = p;
+    b->last = s.p;
     b->last_buf = (r == r->main) ? 1 : 0;
     b->last_in_chain = 1;
 
@@ -199,9 +139,16 @@ ngx_http_referral_status_handler(ngx_http_request_t *r)
     r->headers_out.status = NGX_HTTP_OK;
     r->headers_out.content_length_n = b->last - b->pos;
 
-    ngx_str_set(&r->headers_out.content_type,
-                "text/plain; version=0.0.4; charset=utf-8");
-    r->headers_out.content_type_len = sizeof("text/plain") - 1;
+    if (json) {
+        ngx_str_set(&r->headers_out.content_type, "application/json");
+        r->headers_out.content_type_len = r->headers_out.content_type.len;
+
+    } else {
+        ngx_str_set(&r->headers_out.content_type,
+                    "text/plain; version=0.0.4; charset=utf-8");
+        r->headers_out.content_type_len = sizeof("text/plain") - 1;
+    }
+
     r->headers_out.content_type_lowcase = NULL;
 
     rc = ngx_http_send_header(r);
@@ -217,121 +164,358 @@ ngx_http_referral_status_handler(ngx_http_request_t *r)
 }
 
 
+/*
+ * The argument "format" decides; without it, what the client likes better.
+ * Prometheus asks for OpenMetrics first and takes the text as well.
+ */
+
+static ngx_int_t
+ngx_http_referral_status_format(ngx_http_request_t *r, ngx_uint_t *json)
+{
+    ngx_str_t         value;
+    ngx_uint_t        i, likes_json, likes_text;
+    ngx_list_part_t  *part;
+    ngx_table_elt_t  *h;
+
+    if (ngx_http_arg(r, (u_char *) "format", 6, &value) == NGX_OK) {
+
+        *json = (value.len == 4 && ngx_memcmp(value.data, "json", 4) == 0);
+
+        return (*json || (value.len == 10
+                          && ngx_memcmp(value.data, "prometheus", 10) == 0))
+               ? NGX_OK : NGX_DECLINED;
+    }
+
+    likes_json = 0;
+    likes_text = 0;
+
+    for (part = &r->headers_in.headers.part; part; part = part->next) {
+
+        h = part->elts;
+
+        for (i = 0; i < part->nelts; i++) {
+            if (h[i].key.len == sizeof("accept") - 1
+                && ngx_memcmp(h[i].lowcase_key, "accept", 6) == 0)
+            {
+                ngx_http_referral_status_accept(&h[i].value, &likes_json,
+                                                &likes_text);
+            }
+        }
+    }
+
+    *json = (likes_json >= likes_text);
+
+    return NGX_OK;
+}
+
+
+static void
+ngx_http_referral_status_accept(ngx_str_t *value, ngx_uint_t *json,
+    ngx_uint_t *text)
+{
+    u_char     *p, *last, *end;
+    ngx_str_t   type;
+
+    p = value->data;
+    last = p + value->len;
+
+    for ( /* void */ ; p < last; p = end + 1) {
+
+        end = ngx_strlchr(p, last, ',');
+        if (end == NULL) {
+            end = last;
+        }
+
+        while (p < end && (*p == ' ' || *p == '\t')) {
+            p++;
+        }
+
+        type.data = p;
+
+        while (p < end && *p != ';' && *p != ' ' && *p != '\t') {
+            p++;
+        }
+
+        type.len = p - type.data;
+
+        if (ngx_http_referral_status_is(&type, "application/json")) {
+            *json = ngx_max(*json, ngx_http_referral_status_quality(p, end));
+
+        } else if (ngx_http_referral_status_is(&type, "text/plain")
+                   || ngx_http_referral_status_is(&type,
+                                            "application/openmetrics-text"))
+        {
+            *text = ngx_max(*text, ngx_http_referral_status_quality(p, end));
+        }
+    }
+}
+
+
+/* of ";version=0.0.4;q=0.5": in thousandths, 1000 without a q */
+
+static ngx_uint_t
+ngx_http_referral_status_quality(u_char *p, u_char *last)
+{
+    ngx_int_t   n;
+    u_char     *end;
+
+    for ( /* void */ ; p < last; p = end) {
+
+        while (p < last && (*p == ';' || *p == ' ' || *p == '\t')) {
+            p++;
+        }
+
+        end = ngx_strlchr(p, last, ';');
+        if (end == NULL) {
+            end = last;
+        }
+
+        if (end - p < 3 || (*p | 0x20) != 'q' || p[1] != '=') {
+            continue;
+        }
+
+        p += 2;
+        last = end;
+
+        while (last > p && (last[-1] == ' ' || last[-1] == '\t')) {
+            last--;
+        }
+
+        n = ngx_atofp(p, last - p, 3);
+
+        return (n == NGX_ERROR) ? 0 : ngx_min(n, 1000);
+    }
+
+    return 1000;
+}
+
+
+static ngx_uint_t
+ngx_http_referral_status_is(ngx_str_t *type, const char *name)
+{
+    return type->len == ngx_strlen(name)
+           && ngx_strncasecmp(type->data, (u_char *) name, type->len) == 0;
+}
+
+
 static void
 ngx_http_referral_status_sum(ngx_http_referral_stat_t *sum,
     const ngx_http_referral_stat_t *slots)
 {
-    ngx_uint_t           i, n;
+    ngx_uint_t           i, n, end;
     ngx_atomic_t        *dst;
     const ngx_atomic_t  *src;
 
-    /* a slot is counters, then padding */
+    dst = (ngx_atomic_t *) sum;
 
     for (i = 0; i < NGX_HTTP_REFERRAL_STAT_SLOTS; i++) {
-        dst = (ngx_atomic_t *) sum;
         src = (const ngx_atomic_t *) &slots[i];
 
-        for (n = 0;
-             n < offsetof(ngx_http_referral_stat_t, padding)
-                 / sizeof(ngx_atomic_t);
-             n++)
-        {
+        end = offsetof(ngx_http_referral_stat_t, pid);
+
+        if (slots[i].pid != 0) {
+            end = offsetof(ngx_http_referral_stat_t, padding);
+        }
+
+        for (n = 0; n < end / sizeof(ngx_atomic_t); n++) {
             dst[n] += src[n];
         }
     }
+
+    /* no sums: how many, and the earliest */
+
+    sum->pid = 0;
+    sum->unsynced = 0;
+
+    for (i = 0; i < NGX_HTTP_REFERRAL_STAT_SLOTS; i++) {
+
+        if (slots[i].pid == 0) {
+            continue;
+        }
+
+        sum->pid++;
+
+        if (slots[i].unsynced != 0
+            && (sum->unsynced == 0 || slots[i].unsynced < sum->unsynced))
+        {
+            sum->unsynced = slots[i].unsynced;
+        }
+    }
 }
 
 
-static u_char *
-ngx_http_referral_status_head(u_char *p, u_char *last, const char *name,
-    const char *type, const char *help)
+static void
+ngx_http_referral_status_render(ngx_http_referral_status_t *s,
+    ngx_http_referral_main_conf_t *rmcf)
 {
-    return ngx_slprintf(p, last,
-                        "# HELP referral_%s %s\n# TYPE referral_%s %s\n",
-                        name, help, name, type);
+    ngx_http_referral_stat_t  *slots, sum;
+
+    ngx_memzero(&sum, sizeof(ngx_http_referral_stat_t));
+
+    slots = ngx_http_referral_zone_stat(rmcf->zone);
+
+    if (slots != NULL) {
+        ngx_http_referral_status_sum(&sum, slots);
+    }
+
+    if (s->json) {
+        *s->p++ = '{';
+    }
+
+    ngx_http_referral_status_requests(s, &sum);
+    ngx_http_referral_status_table(s, ngx_http_referral_counters, "counter",
+                                   &sum);
+    ngx_http_referral_status_latency(s, &sum);
+    ngx_http_referral_status_gauge(s, "workers", "Workers of nginx that live.",
+                                   sum.pid);
+    ngx_http_referral_status_table(s, ngx_http_referral_gauges, "gauge",
+                                   &sum);
+
+    /* no server may have the module on */
+
+    if (rmcf->zone != NULL) {
+        ngx_http_referral_status_zone(s, rmcf->zone);
+    }
+
+    if (rmcf->journal != NULL) {
+        ngx_http_referral_status_journal(s, rmcf->journal, &sum);
+    }
+
+    if (rmcf->geo != NULL) {
+        ngx_http_referral_status_geo(s, rmcf->geo);
+    }
+
+    ngx_http_referral_status_end(s);
+
+    if (s->json) {
+        s->p = ngx_slprintf(s->p, s->last, "}\n");
+    }
 }
 
 
-static u_char *
-ngx_http_referral_status_requests(u_char *p, u_char *last,
-    ngx_http_referral_stat_t *stat)
+static void
+ngx_http_referral_status_requests(ngx_http_referral_status_t *s,
+    const ngx_http_referral_stat_t *stat)
 {
-    ngx_uint_t             i, n;
-    const referral_str_t  *verdict, *via;
+    ngx_uint_t   i, n;
+    const char  *verdict, *via;
 
-    p = ngx_http_referral_status_head(p, last, "requests_total", "counter",
-                                      "Requests with a code.");
+    ngx_http_referral_status_family(s, "requests_total", "counter",
+                                    "Requests with a code.", 1);
 
     for (i = REFERRAL_VERDICT_NONE + 1; i < REFERRAL_VERDICT_MAX; i++) {
-        verdict = referral_verdict_word(i);
+        verdict = (const char *) referral_verdict_word(i)->data;
+
+        if (s->json) {
+            s->p = ngx_slprintf(s->p, s->last, "%s\"%s\":{",
+                                s->many ? "," : "", verdict);
+            s->many = 0;
+        }
 
         for (n = REFERRAL_VIA_NONE + 1; n < REFERRAL_VIA_MAX; n++) {
-            via = referral_via_word(n);
+            via = (const char *) referral_via_word(n)->data;
 
-            p = ngx_slprintf(p, last, "referral_requests_total"
-                             "{verdict=\"%*s\",via=\"%*s\"} %uA\n",
-                             verdict->len, verdict->data, via->len, via->data,
-                             stat->requests[i][n]);
+            if (s->json) {
+                ngx_http_referral_status_sample(s, "via", via,
+                                                stat->requests[i][n]);
+                continue;
+            }
+
+            s->p = ngx_slprintf(s->p, s->last, "referral_%s{verdict=\"%s\","
+                                "via=\"%s\"} %uA\n", s->name, verdict, via,
+                                stat->requests[i][n]);
+        }
+
+        if (s->json) {
+            s->p = ngx_slprintf(s->p, s->last, "}");
         }
     }
-
-    return p;
 }
 
 
-static u_char *
-ngx_http_referral_status_counters(u_char *p, u_char *last,
-    ngx_http_referral_stat_t *stat)
+static void
+ngx_http_referral_status_table(ngx_http_referral_status_t *s,
+    const ngx_http_referral_counter_t *c, const char *type,
+    const ngx_http_referral_stat_t *stat)
 {
-    ngx_atomic_t                 *value;
-    ngx_http_referral_counter_t  *c;
+    const ngx_atomic_t  *n;
 
-    for (c = ngx_http_referral_counters; c->name; c++) {
-        value = (ngx_atomic_t *) ((u_char *) stat + c->offset);
+    for ( /* void */ ; c->name; c++) {
+        n = (const ngx_atomic_t *) ((const u_char *) stat + c->offset);
 
         if (c->help != NULL) {
-            p = ngx_http_referral_status_head(p, last, c->name, "counter",
-                                              c->help);
+            ngx_http_referral_status_family(s, c->name, type, c->help,
+                                            c->label != NULL);
         }
 
-        if (c->label != NULL) {
-            p = ngx_slprintf(p, last, "referral_%s{%s=\"%s\"} %uA\n",
-                             c->name, c->label, c->value, *value);
+        ngx_http_referral_status_sample(s, c->label, c->value, *n);
+    }
+}
+
+
+static void
+ngx_http_referral_status_latency(ngx_http_referral_status_t *s,
+    const ngx_http_referral_stat_t *stat)
+{
+    u_char      le[NGX_INT64_LEN + sizeof(".000000")], *p;
+    uint64_t    count;
+    ngx_uint_t  i;
+
+    ngx_http_referral_status_family(s, "redis_latency_seconds", "histogram",
+                                    "Time from a command to its reply.", 1);
+    count = 0;
+
+    if (s->json) {
+        s->p = ngx_slprintf(s->p, s->last, "\"buckets\":{");
+    }
+
+    for (i = 0; i < NGX_HTTP_REFERRAL_STAT_BUCKETS; i++) {
+        count += stat->latency[i];
+
+        if (i < NGX_HTTP_REFERRAL_STAT_BUCKETS - 1) {
+            p = ngx_http_referral_status_seconds(le,
+                                         ngx_http_referral_stat_bounds[i]);
+
+            while (p[-1] == '0') {
+                p--;
+            }
+
+            if (p[-1] == '.') {
+                p--;
+            }
 
         } else {
-            p = ngx_slprintf(p, last, "referral_%s %uA\n", c->name, *value);
+            p = ngx_cpymem(le, "+Inf", 4);
         }
+
+        *p = '\0';
+
+        if (s->json) {
+            ngx_http_referral_status_sample(s, "le", (char *) le, count);
+            continue;
+        }
+
+        s->p = ngx_slprintf(s->p, s->last, "referral_%s_bucket{le=\"%s\"} "
+                            "%uL\n", s->name, le, count);
     }
 
-    return p;
+    p = ngx_http_referral_status_seconds(le, stat->latency_sum);
+    *p = '\0';
+
+    if (s->json) {
+        s->p = ngx_slprintf(s->p, s->last, "},\"sum\":%s,\"count\":%uL", le,
+                            count);
+        return;
+    }
+
+    s->p = ngx_slprintf(s->p, s->last, "referral_%s_sum %s\n"
+                        "referral_%s_count %uL\n", s->name, le, s->name,
+                        count);
 }
 
 
-static u_char *
-ngx_http_referral_status_tokens(u_char *p, u_char *last,
-    ngx_http_referral_stat_t *stat)
-{
-    ngx_uint_t   i;
-    const char  *word;
-
-    p = ngx_http_referral_status_head(p, last, "tokens_total", "counter",
-                                      "Cookies read, and those issued.");
-
-    for (i = 0; i <= REFERRAL_TOKEN_EXPIRED; i++) {
-        word = referral_token_result_word(i);
-
-        p = ngx_slprintf(p, last, "referral_tokens_total{result=\"%s\"} %uA\n",
-                         word, stat->tokens[i]);
-    }
-
-    return ngx_slprintf(p, last,
-                        "referral_tokens_total{result=\"issued\"} %uA\n",
-                        stat->tokens_issued);
-}
-
-
-static u_char *
-ngx_http_referral_status_zone(u_char *p, u_char *last,
+static void
+ngx_http_referral_status_zone(ngx_http_referral_status_t *s,
     ngx_http_referral_zone_conf_t *zcf)
 {
     ngx_http_referral_zone_usage_t  usage;
@@ -340,64 +524,210 @@ ngx_http_referral_status_zone(u_char *p, u_char *last,
 
     ngx_http_referral_zone_usage(zcf, &usage);
 
-    p = ngx_http_referral_status_gauge(p, last, "zone_codes",
-                                       "Codes in the zone.", usage.codes);
-    p = ngx_http_referral_status_gauge(p, last, "zone_absent_codes",
-                                       "Codes known as absent in the zone.",
-                                       usage.absent);
-    p = ngx_http_referral_status_gauge(p, last, "zone_networks",
-                                       "Networks under the miss limit.",
-                                       usage.networks);
-    p = ngx_http_referral_status_gauge(p, last, "zone_used_blocks",
-                                       "Blocks of the zone in use.",
-                                       usage.used);
-
-    return ngx_http_referral_status_gauge(p, last, "zone_capacity_blocks",
-                                          "Blocks of the zone.",
-                                          usage.capacity);
+    ngx_http_referral_status_gauge(s, "zone_codes", "Codes in the zone.",
+                                   usage.codes);
+    ngx_http_referral_status_gauge(s, "zone_absent_codes",
+                                   "Codes known as absent in the zone.",
+                                   usage.absent);
+    ngx_http_referral_status_gauge(s, "zone_networks",
+                                   "Networks under the miss limit.",
+                                   usage.networks);
+    ngx_http_referral_status_gauge(s, "zone_used_blocks",
+                                   "Blocks of the zone in use.", usage.used);
+    ngx_http_referral_status_gauge(s, "zone_capacity_blocks",
+                                   "Blocks of the zone.", usage.capacity);
 }
 
 
-static u_char *
-ngx_http_referral_status_journal(u_char *p, u_char *last,
-    ngx_http_referral_journal_conf_t *jcf)
+static void
+ngx_http_referral_status_journal(ngx_http_referral_status_t *s,
+    ngx_http_referral_journal_conf_t *jcf,
+    const ngx_http_referral_stat_t *stat)
 {
+    u_char                   age[NGX_INT64_LEN + sizeof(".000000")];
+    uint64_t                 ms, now;
     referral_writer_t       *w;
-    referral_writer_stat_t   stat;
+    referral_writer_stat_t   ws;
 
-    p = ngx_http_referral_status_gauge(p, last, "journal_limit_bytes",
-                                       "The size given to the journal.",
-                                       jcf->size);
+    ngx_http_referral_status_gauge(s, "journal_limit_bytes",
+                                   "The size given to the journal.",
+                                   jcf->size);
+
+    if (jcf->sync) {
+        now = ngx_http_referral_stat_clock() / 1000;
+        ms = (stat->unsynced && now > stat->unsynced) ? now - stat->unsynced
+                                                      : 0;
+
+        *ngx_http_referral_status_seconds(age, ms * 1000) = '\0';
+
+        ngx_http_referral_status_family(s, "journal_sync_age_seconds", "gauge",
+            "How long the oldest record that is not on disk waits.", 0);
+
+        s->p = s->json ? ngx_slprintf(s->p, s->last, "%s", age)
+                       : ngx_slprintf(s->p, s->last, "referral_%s %s\n",
+                                      s->name, age);
+    }
 
     w = ngx_http_referral_journal_writer();
 
-    p = ngx_http_referral_status_gauge(p, last, "journal_open",
-                          "Whether the worker that answers has a stream.",
-                          w ? 1 : 0);
-
     if (w == NULL) {
-        return p;
+        return;
     }
 
-    referral_writer_stat(w, &stat);
+    referral_writer_stat(w, &ws);
 
-    p = ngx_http_referral_status_gauge(p, last, "journal_used_bytes",
-                          "What all streams hold, as last seen.",
-                          stat.journal);
+    ngx_http_referral_status_gauge(s, "journal_used_bytes",
+                          "What all streams hold, as last seen.", ws.journal);
 
-    return ngx_http_referral_status_gauge(p, last, "journal_noise_bytes",
+    ngx_http_referral_status_gauge(s, "journal_free_bytes",
+                          "What is left of the size, as last seen.",
+                          (uint64_t) jcf->size > ws.journal
+                          ? (uint64_t) jcf->size - ws.journal : 0);
+
+    ngx_http_referral_status_gauge(s, "journal_noise_bytes",
                           "What of it are records that are not valid.",
-                          stat.noise);
+                          ws.noise);
+}
+
+
+/* those of the worker that answers; all read the same files */
+
+static void
+ngx_http_referral_status_geo(ngx_http_referral_status_t *s,
+    ngx_http_referral_geo_conf_t *gcf)
+{
+    u_char                      *p;
+    ngx_uint_t                   i, c, open;
+    ngx_http_referral_geo_db_t  *db;
+    u_char                       name[NGX_MAX_PATH * 2 + 1];
+
+    db = gcf->dbs.elts;
+    open = 0;
+
+    ngx_http_referral_status_family(s, "geo_build_timestamp_seconds", "gauge",
+        "When a geo database in use was built, Unix time.", 1);
+
+    for (i = 0; i < gcf->dbs.nelts; i++) {
+
+        if (!db[i].open) {
+            continue;
+        }
+
+        open++;
+
+        /* the same file may be used twice, for other fields */
+
+        for (c = 0; c < i; c++) {
+            if (db[c].open && db[c].path.len == db[i].path.len
+                && ngx_memcmp(db[c].path.data, db[i].path.data,
+                              db[i].path.len) == 0)
+            {
+                break;
+            }
+        }
+
+        if (c < i) {
+            continue;
+        }
+
+        p = name;
+
+        for (c = 0; c < db[i].path.len && c < NGX_MAX_PATH; c++) {
+
+            if (db[i].path.data[c] == '"' || db[i].path.data[c] == '\\') {
+                *p++ = '\\';
+            }
+
+            /* neither format takes them as they are */
+
+            *p++ = (db[i].path.data[c] < ' ' || db[i].path.data[c] > '~')
+                   ? '?' : db[i].path.data[c];
+        }
+
+        *p = '\0';
+
+        ngx_http_referral_status_sample(s, "database", (char *) name,
+                                        db[i].mmdb.metadata.build_epoch);
+    }
+
+    ngx_http_referral_status_gauge(s, "geo_databases",
+                                   "Geo databases configured.",
+                                   gcf->dbs.nelts);
+    ngx_http_referral_status_gauge(s, "geo_open_databases",
+                                   "Geo databases in use.", open);
+}
+
+
+static void
+ngx_http_referral_status_gauge(ngx_http_referral_status_t *s,
+    const char *name, const char *help, uint64_t value)
+{
+    ngx_http_referral_status_family(s, name, "gauge", help, 0);
+    ngx_http_referral_status_sample(s, NULL, NULL, value);
+}
+
+
+/* in JSON: a member, an object when there are labels */
+
+static void
+ngx_http_referral_status_family(ngx_http_referral_status_t *s,
+    const char *name, const char *type, const char *help, ngx_uint_t labels)
+{
+    ngx_http_referral_status_end(s);
+
+    if (s->json) {
+        s->p = ngx_slprintf(s->p, s->last, "%s\n\"%s\":%s",
+                            s->name ? "," : "", name, labels ? "{" : "");
+
+    } else {
+        s->p = ngx_slprintf(s->p, s->last, "# HELP referral_%s %s\n"
+                            "# TYPE referral_%s %s\n", name, help, name, type);
+    }
+
+    s->name = name;
+    s->labels = labels;
+    s->many = 0;
+}
+
+
+static void
+ngx_http_referral_status_sample(ngx_http_referral_status_t *s,
+    const char *label, const char *value, uint64_t n)
+{
+    if (s->json && label == NULL) {
+        s->p = ngx_slprintf(s->p, s->last, "%uL", n);
+
+    } else if (s->json) {
+        s->p = ngx_slprintf(s->p, s->last, "%s\"%s\":%uL",
+                            s->many ? "," : "", value, n);
+
+    } else if (label == NULL) {
+        s->p = ngx_slprintf(s->p, s->last, "referral_%s %uL\n", s->name, n);
+
+    } else {
+        s->p = ngx_slprintf(s->p, s->last, "referral_%s{%s=\"%s\"} %uL\n",
+                            s->name, label, value, n);
+    }
+
+    s->many = 1;
+}
+
+
+static void
+ngx_http_referral_status_end(ngx_http_referral_status_t *s)
+{
+    if (s->json && s->labels) {
+        s->p = ngx_slprintf(s->p, s->last, "}");
+    }
+
+    s->labels = 0;
 }
 
 
 static u_char *
-ngx_http_referral_status_gauge(u_char *p, u_char *last, const char *name,
-    const char *help, uint64_t value)
+ngx_http_referral_status_seconds(u_char *p, uint64_t us)
 {
-    p = ngx_http_referral_status_head(p, last, name, "gauge", help);
-
-    return ngx_slprintf(p, last, "referral_%s %uL\n", name, value);
+    return ngx_sprintf(p, "%uL.%06uL", us / 1000000, us % 1000000);
 }
 
 

@@ -2,7 +2,7 @@
 /*
  * Copyright (C) The nginx referral module authors
  *
- * The referral_status handler: counters in Prometheus' text format.
+ * The referral_status handler: counters as JSON, or as Prometheus' text.
  */
 
 

@@ -74,7 +74,7 @@ char *ngx_http_referral_zone(ngx_conf_t *cf, ngx_command_t *cmd, void *conf);
 char *ngx_http_referral_zone_init_conf(ngx_conf_t *cf,
     ngx_http_referral_main_conf_t *rmcf);
 
-/* points ngx_http_referral_stat at this worker's slot */
+/* takes a slot for this worker's counters */
 void ngx_http_referral_zone_init_process(ngx_http_referral_main_conf_t *rmcf);
 
 /* NGX_HTTP_REFERRAL_STAT_SLOTS slots to add up; NULL before the zone is */

@@ -24,14 +24,6 @@ static ngx_http_referral_zone_conf_t *ngx_http_referral_zone_create(
 static size_t ngx_http_referral_zone_min_size(void);
 
 
-/* counts are safe to make in processes that have no zone, and before init */
-
-static ngx_http_referral_stat_t  ngx_http_referral_stat_none;
-
-ngx_http_referral_stat_t  *ngx_http_referral_stat =
-    &ngx_http_referral_stat_none;
-
-
 static ngx_int_t
 ngx_http_referral_zone_init(ngx_shm_zone_t *shm_zone, void *data)
 {
@@ -127,8 +119,7 @@ ngx_http_referral_zone_init_process(ngx_http_referral_main_conf_t *rmcf)
         return;
     }
 
-    ngx_http_referral_stat = &rmcf->zone->sh->stat[ngx_worker
-                                             % NGX_HTTP_REFERRAL_STAT_SLOTS];
+    ngx_http_referral_stat_init_process(rmcf->zone->sh->stat);
 }
 
 

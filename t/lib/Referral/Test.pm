@@ -456,7 +456,7 @@ sub certificate {
 
 sub status {
     my ($self) = @_;
-    return $self->get('/status', port => $self->port('status'))->body();
+    return $self->get('/status?format=prometheus', port => $self->port('status'))->body();
 }
 
 

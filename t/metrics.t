@@ -1,0 +1,535 @@
+#!/usr/bin/perl
+
+# Copyright (C) The nginx referral module authors
+#
+# Each counter of referral_status: one request moves it by one, and moves
+# nothing else.  Both formats say the same, and promtool reads the text.
+
+use strict;
+use warnings;
+
+use Digest::SHA qw(hmac_sha256);
+use JSON::PP ();
+use MIME::Base64 qw(decode_base64 encode_base64url);
+use Test::More;
+use Time::HiRes qw(sleep time);
+
+use Referral::Test;
+
+
+my $t = Referral::Test->new();
+my $redis = $t->redis();
+my $future = time() + 86400;
+
+$redis->code('OK', url => 'https://example.com/');
+$redis->code('OTHER', url => 'https://example.com/other');
+$redis->code('OFF', url => 'https://example.com/', state => 'inactive');
+$redis->code('DONE', url => 'https://example.com/', state => 'exhausted');
+$redis->code('EARLY', url => 'https://example.com/',
+             not_before => int($future));
+$redis->code('LATE', url => 'https://example.com/', expires => 1);
+
+my $place = { country => { iso_code => 'PT' } };
+
+$t->mmdb('city.mmdb', { '192.0.2.0/24' => $place });
+
+mkdir($t->path('journal'));
+
+my %conf = (
+    http => q{
+        referral_redis %%REDIS%% timeout=300ms;
+        referral_zone 1m valid=1h;
+        referral_miss_limit rate=1r/m burst=1;
+        referral_geoip %%DIR%%/city.mmdb;
+        referral_journal %%DIR%%/journal size=64m segment=256k sync=50ms;
+        set_real_ip_from 127.0.0.1;
+        real_ip_header X-Real-IP;
+        server {
+            listen 127.0.0.1:%%PORT:h2%% http2;
+            set_real_ip_from 127.0.0.1;
+            real_ip_header X-Real-IP;
+            referral on;
+            location /r/ { referral_redirect; }
+        }
+    },
+    server => q{
+        referral on;
+        location /r/ { referral_redirect; }
+        location / { return 200 "page"; }
+        location = /metrics { referral_status; }
+    },
+    cookie => 1, status => 1,
+);
+
+$t->nginx(%conf);
+$t->wait_for(sub { metrics()->{redis_connected_workers} }, 5);
+
+
+sub metrics {
+    my %metrics;
+
+    for (split(/\n/, $t->status())) {
+        $metrics{$1} = $2 if /^referral_(\S+) ([\d.]+)$/;
+    }
+
+    return \%metrics;
+}
+
+
+# counters that $code moved; what depends on time and length is left out
+
+sub moved {
+    my ($code) = @_;
+
+    my $before = metrics();
+    $code->();
+    my $after = metrics();
+
+    return {
+        map { $_ => $after->{$_} - $before->{$_} }
+        grep { $after->{$_} != $before->{$_} }
+        grep { /_total|_count/ && !/journal_bytes/ } keys %$after
+    };
+}
+
+
+my $networks = 0;
+
+# from a network of its own, so that the miss limit has nothing to say
+
+sub ask {
+    my ($path, %headers) = @_;
+
+    $networks++;
+
+    return $t->get($path, headers => {
+        'X-Real-IP' => sprintf('10.%d.%d.1', $networks >> 8, $networks & 255),
+        %headers });
+}
+
+
+sub request {
+    my ($verdict, $via) = @_;
+    return "requests_total{verdict=\"$verdict\",via=\"$via\"}" => 1;
+}
+
+
+my @record = (journal_records_total => 1);
+my @miss = ('zone_lookups_total{result="miss"}' => 1);
+my @hit = ('zone_lookups_total{result="hit"}' => 1);
+my @redis = (redis_commands_total => 1, redis_replies_total => 1,
+             redis_latency_seconds_count => 1);
+my @nowhere = ('geo_lookups_total{result="missing"}' => 1);
+my @new = ('tokens_total{result="new"}' => 1);
+
+
+# the histogram's buckets differ by time, the last one counts all
+
+sub like_moved {
+    my ($code, $expect, $name) = @_;
+
+    my $moved = moved($code);
+
+    my ($inf) = grep { /_bucket\{le="\+Inf"\}/ } keys %$moved;
+    delete $moved->{$_} for grep { /_bucket\{/ } keys %$moved;
+
+    return is_deeply($moved, $expect, $name) || diag(explain($moved));
+}
+
+
+# verdicts and ways
+
+like_moved(sub { ask('/r/OK') },
+           { request('valid', 'redirect'), @record, @miss, @redis, @nowhere,
+             @new }, 'a redirect, from Redis');
+like_moved(sub { ask('/r/OK') },
+           { request('valid', 'redirect'), @record, @hit, @nowhere, @new },
+           'a redirect, from the zone');
+like_moved(sub { ask('/?ref=ok') },
+           { request('valid', 'parameter'), @record, @hit, @nowhere, @new },
+           'a page');
+
+for ([ OFF => 'inactive' ], [ DONE => 'exhausted' ], [ EARLY => 'early' ],
+     [ LATE => 'expired' ], [ NONE => 'unknown' ])
+{
+    my ($code, $verdict) = @$_;
+
+    like_moved(sub { ask("/r/$code") },
+               { request($verdict, 'redirect'), @record, @miss, @redis,
+                 @nowhere }, "$verdict, a redirect");
+    like_moved(sub { ask("/?ref=$code") },
+               { request($verdict, 'parameter'), @record, @hit, @nowhere },
+               "$verdict, a page");
+}
+
+like_moved(sub { ask('/r/a%20b') },
+           { request('malformed', 'redirect'), @record, @nowhere },
+           'malformed, a redirect');
+like_moved(sub { ask('/?ref=%00') },
+           { request('malformed', 'parameter'), @record, @nowhere },
+           'malformed, a page');
+like_moved(sub { ask('/plain') }, {}, 'a request without a code');
+like_moved(sub { ask('/r/OK', 'Sec-Fetch-Dest' => 'image') },
+           { @hit, @nowhere },
+           'an image is no click, but its destination may name a place');
+
+my $bytes = metrics()->{journal_bytes_total};
+
+ask('/r/OK');
+cmp_ok(metrics()->{journal_bytes_total} - $bytes, '>', 64, 'bytes');
+
+
+# cookies
+
+my %token = map { $_ => "tokens_total{result=\"$_\"}" }
+            qw(verified rotated malformed unknown-key forged expired updated);
+
+my $cookie = ask('/r/OK')->cookie('_ref');
+my @valid = (request('valid', 'redirect'), @record, @hit, @nowhere);
+
+like_moved(sub { ask('/r/OK', Cookie => "_ref=$cookie") },
+           { @valid, $token{verified} => 1 }, 'the same code again');
+ask('/r/OTHER');
+like_moved(sub { ask('/r/OTHER', Cookie => "_ref=$cookie") },
+           { @valid, $token{verified} => 1, $token{updated} => 1 },
+           'another code: the cookie is updated');
+like_moved(sub { ask('/r/OK', Cookie => '_ref=v1.junk') },
+           { @valid, @new, $token{malformed} => 1 }, 'malformed');
+like_moved(sub { ask('/r/OK',
+                     Cookie => '_ref=' . ($cookie =~ s/^v1\.k1/v1.zz/r)) },
+           { @valid, @new, $token{'unknown-key'} => 1 }, 'unknown key');
+
+my $forged = $cookie;
+substr($forged, -3, 1) = substr($forged, -3, 1) eq 'A' ? 'B' : 'A';
+
+like_moved(sub { ask('/r/OK', Cookie => "_ref=$forged") },
+           { @valid, @new, $token{forged} => 1 }, 'forged');
+
+# signed by us, with clicks of 2001
+
+my ($key) = $t->read_file('secret') =~ /^k1:(\S+)/m;
+my $touch = 'OK.00e3c8a4000070008000000000000001';
+my $old = "v1.k1.$touch.$touch.";
+
+$old .= '.' . encode_base64url(substr(hmac_sha256($old, decode_base64($key)),
+                                      0, 16));
+
+like_moved(sub { ask('/r/OK', Cookie => "_ref=$old") },
+           { @valid, @new, $token{expired} => 1 }, 'expired');
+
+
+# geo
+
+my @found = ('geo_lookups_total{result="found"}' => 1);
+
+like_moved(sub { ask('/r/OK', 'X-Real-IP' => '192.0.2.7') },
+           { request('valid', 'redirect'), @record, @hit, @new, @found },
+           'an address that is found');
+
+my $built = metrics();
+my ($stamp) = grep { /^geo_build_timestamp_seconds/ } keys %$built;
+
+is($stamp, "geo_build_timestamp_seconds{database=\"" . $t->dir
+           . '/city.mmdb"}', 'the database is named');
+cmp_ok(abs($built->{$stamp} - time()), '<', 3600, 'when it was built');
+is($built->{geo_databases}, 1, 'one is configured');
+is($built->{geo_open_databases}, 1, 'and open');
+
+$t->allow(qr/geo database/);
+$t->mmdb('next.mmdb', { '192.0.2.0/24' => $place, '10.0.0.0/8' => $place });
+rename($t->path('next.mmdb'), $t->path('city.mmdb'));
+like_moved(sub { $t->wait_for(sub { metrics()->{geo_loads_total} }, 10) },
+           { geo_loads_total => 1 }, 'a database is replaced');
+$t->write_file('next.mmdb', 'junk' x 1000);
+rename($t->path('next.mmdb'), $t->path('city.mmdb'));
+like_moved(sub { $t->wait_for(sub { metrics()->{geo_load_failures_total} },
+                              10) },
+           { geo_load_failures_total => 1 }, 'one is refused');
+
+
+# the miss limit
+
+my @same = ('X-Real-IP' => '203.0.113.9');
+
+ask('/r/MISS1', @same);
+ask('/r/MISS2', @same);
+like_moved(sub { ask('/r/MISS3', @same) },
+           { limited_total => 1, @miss }, 'over the miss limit');
+
+
+# an answer of Redis that is an error, one that is late, none at all
+
+@found = ('geo_lookups_total{result="found"}' => 1);
+
+$redis->cmd('SET', 'referral:code:STRING', 'x');
+like_moved(sub { ask('/r/STRING') },
+           { request('inactive', 'redirect'), @record, @miss, @redis,
+             @found, redis_errors_total => 1 }, 'an error of Redis');
+
+$redis->pause();
+
+my $moved = moved(sub { ask('/r/SLOW1') });
+
+is($moved->{redis_timeouts_total}, 1, 'a timeout');
+is($moved->{redis_commands_total}, 1, 'of one command');
+ok(!exists $moved->{redis_replies_total}, 'without a reply');
+is($moved->{'requests_total{verdict="unverified",via="redirect"}'}, 1,
+   'unverified');
+$moved = moved(sub { ask('/?ref=SLOW2') });
+is($moved->{'requests_total{verdict="unverified",via="parameter"}'}, 1,
+   'a page, unverified');
+
+my $before = metrics();
+my @hold = map { $t->connect() } 1 .. 2;
+
+$_->write("GET /r/WAIT HTTP/1.1\r\nHost: x\r\n"
+          . "X-Real-IP: 198.51.100.1\r\n\r\n") for @hold;
+sleep(0.1);
+is(metrics()->{redis_waiting_requests}, 2, 'two wait');
+$_->response('GET') for @hold;
+
+is(metrics()->{redis_waiting_requests}, 0, 'nobody waits');
+$before = metrics();
+
+# many at once: after a second without any answer the link is closed instead
+
+$redis->resume();
+$t->wait_for(sub { metrics()->{redis_connected_workers} }, 10);
+ask('/r/BACK' . rand());
+$redis->pause();
+$t->parallel(map { { path => "/r/OPEN$_", headers =>
+                     { 'X-Real-IP' => "198.51.$_.1" } } } 1 .. 30);
+is(metrics()->{redis_circuit_open_workers}, 1, 'the circuit is open');
+is(metrics()->{redis_circuit_opened_total}, 1, 'and was opened once');
+
+$redis->resume();
+ok($t->wait_for(sub { !metrics()->{redis_circuit_open_workers} }, 10),
+   'it closes');
+
+$before = metrics();
+$redis->stop();
+ok($t->wait_for(sub { !metrics()->{redis_connected_workers} }, 10),
+   'not connected');
+ok($t->wait_for(sub { metrics()->{redis_connect_failures_total}
+                      > $before->{redis_connect_failures_total} }, 10),
+   'which was tried');
+$before = metrics();
+$redis->start();
+ok($t->wait_for(sub { metrics()->{redis_connected_workers} }, 20),
+   'connected again');
+is(metrics()->{redis_connects_total} - $before->{redis_connects_total}, 1,
+   'one connection was made');
+
+
+# more than may wait
+
+$redis->pause();
+$before = metrics();
+
+my $h2 = $t->run('h2load', '-n', 1025, '-c', 9, '-m', 128, '-H',
+                 'X-Real-IP: 198.51.101.1',
+                 'http://127.0.0.1:' . $t->port('h2') . '/r/CROWD');
+
+is(metrics()->{waiters_refused_total} - $before->{waiters_refused_total}, 1,
+   'one of 1025 may not wait') || diag($h2->{output});
+$redis->resume();
+
+
+# noise, beyond its budget of 2000 and 200 a second
+
+$t->run('h2load', '-n', 2600, '-c', 4, '-m', 64,
+        'http://127.0.0.1:' . $t->port('h2') . '/r/a%20b');
+
+$moved = undef;
+
+for (1 .. 50) {
+    $moved = moved(sub { ask('/r/a%20b') });
+    last if $moved->{'dropped_total{reason="noise"}'};
+    $t->run('h2load', '-n', 200, '-c', 4, '-m', 50,
+            'http://127.0.0.1:' . $t->port('h2') . '/r/a%20b');
+}
+
+is($moved->{'dropped_total{reason="noise"}'}, 1, 'noise is dropped');
+ok(!exists $moved->{journal_records_total}, 'and not recorded');
+is($moved->{'requests_total{verdict="malformed",via="redirect"}'}, 1,
+   'but counted');
+$t->allow(qr/codes that are not valid/);
+
+
+# what is synced has no age
+
+ok($t->wait_for(sub { metrics()->{journal_sync_age_seconds} == 0 }, 5),
+   'all is on disk');
+
+
+# rotation: what k1 signed is read while k9 signs
+
+my $secret = $t->read_file('secret');
+$t->write_file('secret', 'k9:' . ('A' x 43) . "=\n$secret", 0640);
+$t->reload();
+ok($t->wait_for(sub { metrics()->{redis_connected_workers} }, 5),
+   'connected after a reload');
+ask('/r/OK');
+like_moved(sub { ask('/r/OK', Cookie => "_ref=$cookie") },
+           { request('valid', 'redirect'), @record, @hit, $token{rotated} => 1,
+             map { $_ => 1 } grep { /^geo_lookups/ }
+             keys %{ moved(sub { ask('/r/OK') }) } }, 'an older key');
+
+
+
+
+# both formats
+
+my $text = $t->get('/metrics?format=prometheus');
+my $json = $t->get('/metrics');
+
+is($json->header('Content-Type'), 'application/json', 'JSON');
+
+my $doc = eval { JSON::PP::decode_json($json->body()) };
+
+is($@, '', 'which is correct') or diag($json->body());
+is($t->get('/metrics?format=json')->header('Content-Type'),
+   'application/json', 'asked for');
+is($t->get('/metrics?format=xml')->status(), 400, 'no other format');
+
+for ([ 'text/plain', 'text/plain' ],
+     [ 'text/plain;version=0.0.4', 'text/plain' ],
+     [ 'application/openmetrics-text;version=1.0.0;q=0.5,'
+       . 'application/openmetrics-text;version=0.0.1;q=0.4,'
+       . 'text/plain;version=0.0.4;q=0.3,*/*;q=0.2', 'text/plain' ],
+     [ 'application/json;q=0.5, text/plain;q=0.4', 'application/json' ],
+     [ 'application/json;q=0.4, text/plain; q=0.5', 'text/plain' ],
+     [ 'text/html,application/xhtml+xml,*/*;q=0.8', 'application/json' ],
+     [ 'text/plain;q=0, */*', 'application/json' ],
+     [ 'text/plain;q=x', 'application/json' ],
+     [ ';;,,;q=,;q', 'application/json' ])
+{
+    my ($accept, $type) = @$_;
+
+    like($t->get('/metrics', headers => { Accept => $accept })
+         ->header('Content-Type'), qr/^\Q$type\E/, "Accept: $accept");
+}
+
+# each sample of the text is in the document
+
+my @different;
+
+for (split(/\n/, $text->body())) {
+
+    my ($name, $labels, $n) =
+        /^referral_([a-z_]+?)(?:_bucket)?(?:\{(.*)\})? ([\d.]+)$/ or next;
+    next if $name =~ /(.*)_(sum|count)$/ && ref $doc->{$1};
+
+    my $at = $doc->{$name};
+    $at = $at->{buckets} if ref $at && $at->{buckets};
+    $at = $at->{$1} while defined $labels && $labels =~ /="([^"]*)"/g
+                          && ref $at;
+
+    push @different, "$_ is " . ($at // 'missing')
+        if ($at // -1) != $n && $name !~ /age/;
+}
+
+is(join("\n", @different), '', 'both formats say the same');
+
+
+SKIP: {
+    skip 'no promtool here', 1 unless grep { -x "$_/promtool" }
+        split(/:/, $ENV{PATH} . ':/usr/bin');
+
+    $t->write_file('metrics.txt', $text->body());
+
+    my $r = $t->run('sh', '-c', 'promtool check metrics < '
+                                . $t->path('metrics.txt'));
+
+    is("$r->{status} $r->{output}", '0 ', 'promtool has nothing to say');
+}
+
+
+# the journal cannot be opened by the worker that comes next
+
+rename($t->path('journal'), $t->path('elsewhere'));
+$t->allow(qr/journal/, qr/not recorded/);
+$t->kill_worker();
+$t->wait_for(sub { metrics()->{redis_connected_workers} }, 5);
+is(metrics()->{journal_open_streams}, 0, 'no stream');
+is(metrics()->{workers}, 1, 'of one worker: the killed one is forgotten');
+
+$moved = moved(sub { ask('/r/OK') });
+is($moved->{'dropped_total{reason="full"}'}, 1, 'a click is dropped');
+ok(!exists $moved->{journal_records_total}, 'and not recorded');
+rename($t->path('elsewhere'), $t->path('journal'));
+
+
+# a full zone: entries of one size go one by one
+
+$conf{http} =~ s/referral_zone 1m/referral_zone 192k/;
+$conf{http} =~ s/referral_miss_limit .*;//;
+$t->reconfigure(%conf);
+ok($t->wait_for(sub { metrics()->{redis_connected_workers} }, 5),
+   'a smaller zone');
+is(metrics()->{zone_evicted_total}, 0, 'is a new one');
+
+my $full;
+
+for my $n (1000 .. 3000) {
+    $redis->code("E$n", url => 'https://example.com/');
+
+    my $last = $full;
+    $full = metrics()->{zone_evicted_total} if $n % 50 == 0;
+    last if $full;
+
+    ask("/r/E$n");
+}
+
+ok($full, 'a full zone evicts');
+$redis->code('EXTRA', url => 'https://example.com/');
+is(moved(sub { ask('/r/EXTRA') })->{zone_evicted_total}, 1,
+   'one entry for one');
+
+
+# no randomness, no id: RAND_bytes() fails while the file is there
+
+SKIP: {
+    skip 'nothing can be preloaded before the sanitizers', 2
+        if $ENV{REFERRAL_ASAN};
+
+    $t->write_file('random.c', q{
+        #include <dlfcn.h>
+        #include <unistd.h>
+
+        int
+        RAND_bytes(unsigned char *buf, int n)
+        {
+            int  (*next)(unsigned char *, int);
+
+            *(void **) &next = dlsym(RTLD_NEXT, "RAND_bytes");
+
+            return access(NONE, F_OK) == 0 ? 0 : next(buf, n);
+        }
+    });
+
+    my $built = $t->run($ENV{CC} // 'gcc', '-D_GNU_SOURCE', '-shared', '-fPIC',
+                        '-DNONE="' . $t->path('norandom') . '"',
+                        '-o', $t->path('random.so'), $t->path('random.c'));
+
+    is($built->{status}, 0, 'built') or diag($built->{output});
+
+    $t->nginx_stop();
+    {
+        local $ENV{LD_PRELOAD} = $t->path('random.so');
+        $t->nginx_start();
+    }
+    $t->write_file('norandom', '');
+
+    # what was drawn before is used up first: a hundred ids
+
+    for (1 .. 200) {
+        $moved = moved(sub { ask('/r/OK') });
+        last if $moved->{'dropped_total{reason="error"}'};
+    }
+
+    is($moved->{'dropped_total{reason="error"}'}, 1, 'a click without an id');
+    ok(!exists $moved->{journal_records_total}, 'is not recorded');
+}
+
+$t->done();
