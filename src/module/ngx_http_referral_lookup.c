@@ -365,6 +365,7 @@ ngx_http_referral_lookup_wait(ngx_http_referral_ctx_t *ctx,
 
     ngx_queue_insert_tail(&op->waiters, &ctx->waiters);
     lookup->waiters++;
+    ngx_http_referral_gauge(redis_waiting, lookup->waiters);
 
     /* not cancelable: an exiting worker has to answer this request first */
 
@@ -420,6 +421,7 @@ ngx_http_referral_lookup_leave(ngx_http_referral_ctx_t *ctx,
     ctx->wait = NULL;
 
     ngx_http_referral_lookups.waiters--;
+    ngx_http_referral_gauge(redis_waiting, ngx_http_referral_lookups.waiters);
 }
 
 

@@ -213,6 +213,9 @@ ngx_http_referral_redis_ready(ngx_http_referral_redis_t *link)
     link->tried = 0;
     link->since = ngx_current_msec;
 
+    ngx_http_referral_gauge(redis_connected, 1);
+    ngx_http_referral_gauge(redis_circuit, 0);
+
     /* what waited for the greeting has waited by no fault of the server's */
 
     for (q = ngx_queue_head(&link->ops);
@@ -221,6 +224,7 @@ ngx_http_referral_redis_ready(ngx_http_referral_redis_t *link)
     {
         op = ngx_queue_data(q, ngx_http_referral_redis_op_t, queue);
         op->sent = ngx_current_msec;
+        op->started = ngx_http_referral_stat_clock();
     }
 
     ngx_http_referral_redis_set_deadline(link);
@@ -346,6 +350,7 @@ ngx_http_referral_redis_open(ngx_http_referral_redis_t *link)
     }
 
     link->open = 1;
+    ngx_http_referral_gauge(redis_circuit, 1);
 
     ngx_http_referral_redis_reason(link, "%ui answers in a row are late",
                                    link->timeouts);
@@ -507,6 +512,10 @@ ngx_http_referral_redis_close(ngx_http_referral_redis_t *link)
 
     link->state = NGX_HTTP_REFERRAL_REDIS_DOWN;
     link->open = 0;
+
+    ngx_http_referral_gauge(redis_connected, 0);
+    ngx_http_referral_gauge(redis_circuit, 0);
+
     link->probing = 0;
     link->timeouts = 0;
     link->fed = 0;

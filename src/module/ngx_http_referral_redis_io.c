@@ -379,6 +379,7 @@ ngx_http_referral_redis_ask(ngx_http_referral_redis_t *link,
     }
 
     op->sent = ngx_current_msec;
+    op->started = ngx_http_referral_stat_clock();
     op->type = type;
     op->handler = handler;
     op->data = data;
@@ -688,6 +689,7 @@ ngx_http_referral_redis_process(ngx_http_referral_redis_t *link,
 
     if (handler) {
         ngx_http_referral_count(redis_replies);
+        ngx_http_referral_stat_latency(op->started);
 
         if (reply->type == REDIS_REPLY_ERROR) {
             ngx_http_referral_count(redis_errors);

@@ -46,6 +46,7 @@ typedef enum {
 typedef struct {
     ngx_queue_t                        queue;
     ngx_msec_t                         sent;
+    uint64_t                           started;    /* for the histogram */
     ngx_http_referral_redis_op_e       type;
     ngx_http_referral_redis_pt         handler;
     void                              *data;
