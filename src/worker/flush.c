@@ -15,6 +15,7 @@
 #include "log.h"
 #include "row.h"
 #include "signals.h"
+#include "stat.h"
 
 
 #define REFERRAL_FLUSH_DAY    INT64_C(86400000)
@@ -116,6 +117,7 @@ referral_flush_stream(referral_flush_t *f, referral_source_stream_t *st)
     }
 
     last = REFERRAL_OK;
+    f->began = referral_stat_now();
 
     if (!st->placed) {
         last = src->seek(src, st, st->seq + 1, error);
@@ -664,6 +666,13 @@ referral_flush_committed(referral_flush_t *f, referral_source_stream_t *st)
     f->stat.quarantined += b->quarantined;
     f->stat.dead += b->dead;
     f->stat.gap += b->gap;
+
+    referral_stat_add(batches, 1);
+    referral_stat_add(rows, b->rows);
+    referral_stat_add(quarantined, b->quarantined);
+    referral_stat_add(dead, b->dead);
+    referral_stat_add(gap, b->gap);
+    referral_stat_time(batch, referral_stat_now() - f->began);
 
     if (item->has_id) {
         f->newest = item->occurred;

@@ -53,6 +53,7 @@ typedef struct {
 
     referral_flush_stat_t       stat;
     uint64_t                    newest;    /* Unix ms of the last row */
+    uint64_t                    began;     /* the batch, monotonic us */
 
     referral_flush_limit_t      gaps;
     referral_flush_limit_t      letters;

@@ -20,6 +20,7 @@
 #include "maintain.h"
 #include "notify.h"
 #include "signals.h"
+#include "stat.h"
 
 
 /* milliseconds */
@@ -66,6 +67,7 @@ static int referral_worker_sweep(referral_worker_t *w);
 static int referral_worker_scan(referral_worker_t *w);
 static int referral_worker_stream(referral_worker_t *w,
     referral_source_stream_t *st);
+static void referral_worker_failed(referral_worker_t *w);
 static void referral_worker_save(referral_worker_t *w);
 static int referral_worker_regular(referral_worker_t *w);
 static void referral_worker_summary(referral_worker_t *w);
@@ -323,6 +325,7 @@ referral_worker_open(referral_worker_t *w)
     if (rc == REFERRAL_OK) {
         w->opened = 1;
         w->waiting = 0;
+        referral_stat_set(journal_away, 0);
         referral_log(REFERRAL_LOG_INFO, "journal-open", NULL, "journal=%s",
                      w->settings.journal);
         return REFERRAL_OK;
@@ -339,6 +342,7 @@ referral_worker_open(referral_worker_t *w)
                                              : "journal-failed",
                      error, "journal=%s", w->settings.journal);
         w->waiting = 1;
+        referral_stat_set(journal_away, referral_now());
     }
 
     referral_notify_status(what);
@@ -370,7 +374,7 @@ referral_worker_connect(referral_worker_t *w)
     rc = referral_pg_connect(&w->pg);
 
     if (rc == REFERRAL_ERROR) {
-        referral_pg_failed(&w->pg);
+        referral_worker_failed(w);
         return REFERRAL_DONE;
     }
 
@@ -426,11 +430,12 @@ referral_worker_sweep(referral_worker_t *w)
     referral_worker_save(w);
 
     if (rc == REFERRAL_ERROR) {
-        referral_pg_failed(&w->pg);
+        referral_worker_failed(w);
         return REFERRAL_DONE;
     }
 
     referral_pg_recovered(&w->pg);
+    referral_stat_set(postgres_away, 0);
 
     w->behind = more;
     referral_notify_status(more ? "catching up" : "idle");
@@ -459,12 +464,16 @@ referral_worker_scan(referral_worker_t *w)
             referral_log(REFERRAL_LOG_ERROR, "journal-failed", error,
                          "journal=%s", w->settings.journal);
             w->waiting = 1;
+            referral_stat_set(journal_away, referral_now());
         }
 
         return REFERRAL_OK;
     }
 
-    w->waiting = 0;
+    if (w->waiting) {
+        w->waiting = 0;
+        referral_stat_set(journal_away, 0);
+    }
 
     if (!w->journal.replaced) {
         w->replaced = 0;
@@ -517,6 +526,19 @@ referral_worker_stream(referral_worker_t *w, referral_source_stream_t *st)
     }
 
     return rc;
+}
+
+
+static void
+referral_worker_failed(referral_worker_t *w)
+{
+    referral_stat_retry(w->pg.sqlstate);
+
+    if (referral_stat_get(postgres_away) == 0) {
+        referral_stat_set(postgres_away, referral_now());
+    }
+
+    referral_pg_failed(&w->pg);
 }
 
 

@@ -14,6 +14,7 @@
 #include "referral_core.h"
 #include "notify.h"
 #include "signals.h"
+#include "thread.h"
 
 
 /* the watchdog is fed at least this often during a wait, ms */
@@ -100,16 +101,20 @@ int
 referral_wait(const char *what, int fd, short events, uint64_t ms,
     unsigned stoppable)
 {
-    int            n;
-    uint64_t       now, end, step;
-    struct pollfd  pfd[2];
+    int                 n;
+    uint64_t            now, end, step;
+    struct pollfd       pfd[2];
+    referral_thread_t  *t;
 
     now = referral_now();
     end = now + ms;
+    t = referral_thread_self();
 
     for ( ;; ) {
 
-        if (stoppable && (referral_quit || referral_reload)) {
+        if (t != NULL ? referral_stopping()
+                      : stoppable && (referral_quit || referral_reload))
+        {
             return REFERRAL_DONE;
         }
 
@@ -119,7 +124,7 @@ referral_wait(const char *what, int fd, short events, uint64_t ms,
             step = REFERRAL_WAIT_STEP;
         }
 
-        pfd[0].fd = referral_signals_pipe[0];
+        pfd[0].fd = t != NULL ? t->wake : referral_signals_pipe[0];
         pfd[0].events = POLLIN;
         pfd[1].fd = fd;
         pfd[1].events = events;
@@ -130,11 +135,15 @@ referral_wait(const char *what, int fd, short events, uint64_t ms,
         /* an answer is progress, however short the wait for it was */
 
         if (n > 0 && pfd[1].revents) {
-            referral_notify_alive();
+
+            if (t == NULL) {
+                referral_notify_alive();
+            }
+
             return REFERRAL_OK;
         }
 
-        if (n > 0) {
+        if (n > 0 && t == NULL) {
             referral_signals_drain();
         }
 
@@ -144,7 +153,7 @@ referral_wait(const char *what, int fd, short events, uint64_t ms,
             return REFERRAL_AGAIN;
         }
 
-        if (n == 0) {
+        if (n == 0 && t == NULL) {
             referral_notify_status(what);
             referral_notify_alive();
         }

@@ -36,7 +36,8 @@ uint64_t referral_now(void);
  *
  *   REFERRAL_OK     fd is ready
  *   REFERRAL_AGAIN  the time is over
- *   REFERRAL_DONE   quit or reload was asked for; only when stoppable
+ *   REFERRAL_DONE   quit or reload was asked for; only when stoppable, and in
+ *                   a thread that is to stop in any case (thread.h)
  *
  * what names the wait for the status line.
  */
