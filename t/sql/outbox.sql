@@ -233,13 +233,13 @@ UPDATE referral.webhook_endpoint SET status = 'disabled'
 SELECT pg_temp.emit(NULL) FROM generate_series(1, 20) \g /dev/null
 SELECT is(pg_temp.claim(3), 3::bigint, 'no more than there is room for');
 SELECT is(pg_temp.claim(), 1::bigint, 'nor than the endpoint takes');
-SELECT is(pg_temp.done(min(delivery_id), 429, 600), 'retry', '429') FROM got;
+SELECT is(pg_temp.done(min(delivery_id), 429, 600), 'retry', 'a 429') FROM got;
 SELECT ok(next_at = now() + interval '10 min', 'Retry-After is obeyed')
     FROM referral.webhook_delivery WHERE http_status = 429;
 SELECT ok(paused_until = now() + interval '10 min', 'by all of it')
     FROM referral.webhooks WHERE id = (SELECT id FROM hook WHERE name = 'all');
 SELECT is(pg_temp.claim(), 0::bigint, 'nothing more');
-SELECT is(pg_temp.done(max(delivery_id), 503, 999999999999), 'retry', '503')
+SELECT is(pg_temp.done(max(delivery_id), 503, 999999999999), 'retry', 'a 503')
     FROM got;
 SELECT ok(paused_until = now() + interval '1 day', 'a day at most')
     FROM referral.webhooks WHERE id = (SELECT id FROM hook WHERE name = 'all');
@@ -247,7 +247,7 @@ UPDATE referral.webhook_state SET paused_until = NULL, failures = 5;
 SELECT is(pg_temp.claim(), 0::bigint, 'after five failures with two out');
 SELECT pg_temp.done(delivery_id, 500) FROM got WHERE attempt = 1 \g /dev/null
 SELECT is(pg_temp.claim(), 1::bigint, 'one at a time');
-SELECT is(pg_temp.done(max(delivery_id), 410), 'disabled', '410') FROM got;
+SELECT is(pg_temp.done(max(delivery_id), 410), 'disabled', 'a 410') FROM got;
 SELECT is((SELECT (status, disabled_reason)::text FROM referral.webhooks
                WHERE id = (SELECT id FROM hook WHERE name = 'all')),
           '(disabled,"it answered 410 Gone")', 'disables the endpoint');
