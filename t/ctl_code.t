@@ -17,7 +17,8 @@ my $t = Referral::Test->new();
 my $redis = $t->redis(tcp => 1);
 my $json = JSON::PP->new()->utf8();
 
-delete @ENV{qw(REFERRAL_REDIS REFERRAL_JOURNAL REFERRAL_DB)};
+delete @ENV{qw(REFERRAL_REDIS REFERRAL_JOURNAL REFERRAL_DB PGHOST PGDATABASE
+               PGSERVICE)};
 
 sub ctl {
     my (@args) = @_;
@@ -39,8 +40,15 @@ like($r->{output}, qr/^referralctl \d+\.\d+\.\d+/, 'version');
 $r = $t->referralctl('--help');
 is($r->{status}, 0, '--help');
 
-my @commands = $r->{output} =~ /^  ((?!referralctl)[a-z]+ [a-z]+) /mg;
-cmp_ok(scalar(@commands), '>=', 13, 'names the commands');
+my @commands;
+
+while ($r->{output} =~ /^  ([a-z]+) {2,}[a-z].*\n((?: {14}[a-z].*\n)*)/mg) {
+    my ($noun, $verbs) = ($1, $2);
+    my @verbs = split(' ', $verbs);
+    push @commands, @verbs ? map { "$noun $_" } @verbs : $noun;
+}
+
+cmp_ok(scalar(@commands), '>=', 40, 'names the commands');
 like($r->{output}, qr/3 a server could not be reached/, 'and exit codes');
 
 for my $command (@commands) {
@@ -51,7 +59,7 @@ for my $command (@commands) {
     unlike($r->{output}, qr/^.{81}/m, 'within 80 columns');
 }
 
-for my $noun (qw(code journal db token secret)) {
+for my $noun (qw(org program referrer code journal db token secret)) {
     my $r = $t->referralctl($noun, '--help');
     is($r->{status}, 0, "$noun --help");
     like($r->{output}, qr/^  $noun \w+ /m, 'lists its verbs');
@@ -70,6 +78,7 @@ for ([ [], qr/what to do/ ],
      [ [ 'code', 'show', 'X', '--json=1' ], qr/--json takes no value/ ],
      [ [ 'journal', 'tail', '-n', 'x' ], qr/"x" is not a number/ ],
      [ [ 'code', 'show', 'X' ], qr/REFERRAL_REDIS/ ],
+     [ [ 'code', 'show', 'X', '--db', 'x', '--redis', 'y' ], qr/not both/ ],
      [ [ 'code', 'show', 'X', '--redis', 'http://x' ], qr/--redis: / ],
      [ [ 'token', 'verify', 'x', '--max-age', '3y' ], qr/90d, 12h/ ])
 {

@@ -22,6 +22,8 @@
 
 typedef struct {
 
+    const struct ctl_call_s  *call;        /* of the command, or NULL */
+
     /* accepted by every command */
 
     const char          *db;               /* NULL: what libpq finds */
@@ -38,6 +40,12 @@ typedef struct {
     uint64_t             from;             /* record number, 0: the first */
     uint64_t             lines;
     unsigned             follow;
+    const char          *actor;
+    const char          *org;
+    unsigned             full;
+    unsigned             check;
+
+    unsigned             given;            /* on the command line: CTL_OPT_* */
 
     int                  argc;             /* operands */
     char               **argv;
@@ -56,6 +64,10 @@ typedef struct {
 #define CTL_OPT_FROM      0x0080
 #define CTL_OPT_LINES     0x0100
 #define CTL_OPT_FOLLOW    0x0200
+#define CTL_OPT_ACTOR     0x0400
+#define CTL_OPT_ORG       0x0800
+#define CTL_OPT_FULL      0x1000
+#define CTL_OPT_CHECK     0x2000
 
 
 typedef struct {
@@ -69,6 +81,7 @@ typedef struct {
     int                (*handler)(ctl_options_t *o);   /* the exit code */
     const char          *about;            /* paragraphs, or "" */
     const char          *examples;         /* lines */
+    const struct ctl_call_s  *call;        /* NULL: the handler does it all */
 } ctl_command_t;
 
 

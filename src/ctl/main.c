@@ -4,14 +4,11 @@
  */
 
 
-#include "code.h"
-#include "ctl.h"
-#include "db.h"
-#include "journal.h"
+#include "call.h"
+#include "commands.h"
 #include "options.h"
 #include "output.h"
 #include "referral_fault.h"
-#include "token.h"
 
 #include <ctype.h>
 #include <errno.h>
@@ -21,158 +18,19 @@
 #include <string.h>
 
 
-static const ctl_command_t *ctl_find(int argc, char **argv, int *nouns);
+static const ctl_command_t *ctl_find(const ctl_command_t *cmd, int argc,
+    char **argv, int *nouns);
 static int ctl_run(const ctl_command_t *cmd, ctl_options_t *o,
     unsigned used);
 static int ctl_complain(int argc, char **argv, int nouns);
 static void ctl_version(unsigned json);
-static void ctl_help(const char *noun);
+static void ctl_help(const ctl_command_t *commands);
+static void ctl_help_verbs(const ctl_command_t *cmd, const char *noun);
+static void ctl_help_noun(const ctl_command_t *commands, const char *noun);
 static void ctl_help_command(const ctl_command_t *cmd);
 #if (REFERRAL_FAULTS)
 static json_t *ctl_faults(const referral_fault_t *table);
 #endif
-
-
-#define CTL_JOURNAL  (CTL_OPT_JOURNAL|CTL_OPT_JSON)
-
-
-static const ctl_command_t  ctl_commands[] = {
-
-    { "code", "set", "CODE FIELD=VALUE ...",
-      "write a code to Redis, checked as nginx will check it",
-      CTL_OPT_REDIS|CTL_OPT_JSON, 2, -1, ctl_code_set,
-
-      "Makes the code or changes the fields given; \"FIELD=\" removes one.\n"
-      "The result as a whole is checked before anything is written.\n"
-      "\n"
-      "  url          destination: an absolute http or https URL; after the\n"
-      "               host {click_id}, {code} and {country} may stand\n"
-      "  state        active, inactive or exhausted (absent: active)\n"
-      "  not_before   the code works from then on\n"
-      "  expires      and until then: Unix seconds or ISO 8601, as in\n"
-      "               2026-12-31 or 2026-12-31T23:59:59+01:00 (UTC without\n"
-      "               a zone)\n"
-      "  version      is raised by each change\n"
-      "  code_id, program_id, referrer_id\n"
-      "               numbers in Postgres, recorded with each click\n"
-      "  campaign     free text, recorded with each click\n"
-      "  rules        JSON object for later rules\n",
-
-      "  referralctl code set SUMMER25 url=https://example.com/summer\n"
-      "  referralctl code set SUMMER25 expires=2026-12-31T23:59:59Z\n"
-      "  referralctl code set SUMMER25 state=inactive\n"
-      "  referralctl code set SUMMER25 expires=\n" },
-
-    { "code", "show", "CODE",
-      "print what Redis has for a code and how it is judged now",
-      CTL_OPT_REDIS|CTL_OPT_JSON, 1, 1, ctl_code_show,
-      "Exits with 1 when there is no such code.\n",
-      "  referralctl code show SUMMER25 --json\n" },
-
-    { "code", "list", "[PATTERN]",
-      "list the codes in Redis",
-      CTL_OPT_REDIS|CTL_OPT_JSON, 0, 1, ctl_code_list,
-      "PATTERN is Redis's: * is any text, ? is one character.  With --json\n"
-      "one object a line.  Safe on a busy server (SCAN).\n",
-      "  referralctl code list\n"
-      "  referralctl code list 'SUMMER*'\n" },
-
-    { "code", "remove", "CODE ...",
-      "remove codes from Redis",
-      CTL_OPT_REDIS|CTL_OPT_JSON, 1, -1, ctl_code_remove,
-      "To switch a code off and keep its answers (410 instead of 404), set\n"
-      "state=inactive.  Exits with 1 when one of the codes was not there.\n",
-      "  referralctl code remove SUMMER25\n" },
-
-    { "journal", "list", "",
-      "list the streams of a journal",
-      CTL_JOURNAL, 0, 0, ctl_journal_list,
-      "A stream is what one nginx worker recorded in its life.  It is live\n"
-      "while that worker runs, then final; aside: referral-worker set it\n"
-      "aside, inspect prints the reason.  LAG is what Postgres has not got\n"
-      "yet.  Everything is read, and checked as verify does.\n",
-      "  referralctl journal list --journal /var/lib/referral/journal\n" },
-
-    { "journal", "inspect", "STREAM|FILE",
-      "show a stream, its segments and position, or one segment file",
-      CTL_JOURNAL, 1, 1, ctl_journal_inspect,
-      "STREAM is an id as list prints it, or its beginning.  FILE is a path\n"
-      "of a .seg file, which needs no journal around it.\n",
-      "  referralctl journal inspect 0a1b2c\n"
-      "  referralctl journal inspect /tmp/copy/00000000000000000001.seg\n" },
-
-    { "journal", "verify", "[STREAM]",
-      "read every record and report what is damaged or missing",
-      CTL_JOURNAL, 0, 1, ctl_journal_verify,
-      "Changes nothing.  Exits with 1 when something was found.\n",
-      "  referralctl journal verify --journal /backup/journal\n" },
-
-    { "journal", "export", "[STREAM]",
-      "print every record as a line of JSON",
-      CTL_JOURNAL|CTL_OPT_FROM, 0, 1, ctl_journal_export,
-      "Stream by stream, the oldest first, each in the order of its numbers\n"
-      "(--from counts in each).  Absent values are null.  What is damaged is\n"
-      "said on stderr, and the exit code is 1 then.\n",
-      "  referralctl journal export | jq -r .code | sort | uniq -c\n"
-      "  referralctl journal export 0a1b2c --from 1000\n" },
-
-    { "journal", "tail", "",
-      "print the newest records, a readable line each",
-      CTL_JOURNAL|CTL_OPT_LINES|CTL_OPT_FOLLOW, 0, 0, ctl_journal_tail,
-      "Of all streams, by time (UTC).  With --json a line is what export\n"
-      "prints.\n",
-      "  referralctl journal tail -f\n"
-      "  referralctl journal tail -n 100 --json | jq .city\n" },
-
-    { "journal", "adopt", "STREAM",
-      "carry on with a stream that was set aside",
-      CTL_JOURNAL|CTL_OPT_DB, 1, 1, ctl_journal_adopt,
-      "referral-worker sets a stream aside when Postgres has another one's\n"
-      "records in its place: the machine was started twice from one image,\n"
-      "or copied.  This gives the records whose ids Postgres does not have\n"
-      "to a new stream, which the worker carries, and removes the old one.\n"
-      "Reload nginx first: a stream that is written is refused.  It can be\n"
-      "stopped and run again; nothing is doubled.  Run it as a user who may\n"
-      "write the journal, with a role that may read referral.interaction.\n"
-      "Exits with 1 when records can not be read; the old stream is kept\n"
-      "then.\n",
-      "  referralctl journal adopt 0a1b2c --db dbname=referral\n" },
-
-    { "db", "upgrade", "",
-      "bring the schema in Postgres up to date",
-      CTL_OPT_DB|CTL_OPT_SQL|CTL_OPT_JSON, 0, 0, ctl_db_upgrade,
-      "Applies the numbered files NNNN_name.sql that are missing, each in a\n"
-      "transaction of its own, and remembers their checksums.  Run twice or\n"
-      "by two at once it does no harm.  Refuses to go on when a file was\n"
-      "changed after it had been applied.\n",
-      "  referralctl db upgrade --db 'host=/run/postgresql dbname=referral'\n"
-    },
-
-    { "db", "status", "",
-      "compare the schema in Postgres with the files",
-      CTL_OPT_DB|CTL_OPT_SQL|CTL_OPT_JSON, 0, 0, ctl_db_status,
-      "Exits with 1 when files are pending or changed.  unchecked: applied\n"
-      "by psql; upgrade adds the checksum.  missing: applied, and unknown to\n"
-      "these files, which are older.\n",
-      "  referralctl db status --db dbname=referral --json\n" },
-
-    { "token", "verify", "TOKEN",
-      "verify an attribution cookie and print what it says",
-      CTL_OPT_SECRET|CTL_OPT_MAX_AGE|CTL_OPT_JSON, 1, 1, ctl_token_verify,
-      "Exits with 1 when the token is malformed, forged or too old, or its\n"
-      "key is unknown.  TOKEN - is read from standard input.\n",
-      "  referralctl token verify --secret /etc/nginx/referral.secret -\n" },
-
-    { "secret", "new", "[ID]",
-      "print a new line for a secret file, with 32 random bytes",
-      CTL_OPT_JSON, 0, 1, ctl_secret_new,
-      "The first line of the file signs, all verify: put a new key first,\n"
-      "reload nginx, and remove the old one when its tokens have expired.\n"
-      "ID is 1 to 16 of A-Z a-z 0-9 _ -; without it the date.\n",
-      "  (umask 077; referralctl secret new > referral.secret)\n" },
-
-    { NULL, NULL, NULL, NULL, 0, 0, 0, NULL, NULL, NULL }
-};
 
 
 int
@@ -180,6 +38,7 @@ main(int argc, char **argv)
 {
     int                   rc, ask, nouns;
     unsigned              used;
+    ctl_command_t        *commands;
     ctl_options_t         o;
     const ctl_command_t  *cmd;
 #if (REFERRAL_FAULTS)
@@ -201,12 +60,12 @@ main(int argc, char **argv)
     }
 #endif
 
+    commands = ctl_commands();
     rc = ctl_options_parse(&o, argc, argv, &ask, &used);
 
     if (rc != CTL_DONE) {
         fprintf(stderr, "See: referralctl --help\n");
-        free(o.argv);
-        return rc;
+        goto done;
     }
 
     if (ask == CTL_ASK_VERSION) {
@@ -215,15 +74,18 @@ main(int argc, char **argv)
         goto done;
     }
 
-    cmd = ctl_find(o.argc, o.argv, &nouns);
+    cmd = ctl_find(commands, o.argc, o.argv, &nouns);
 
     if (ask == CTL_ASK_HELP) {
 
         if (cmd != NULL) {
             ctl_help_command(cmd);
 
-        } else if (nouns || o.argc == 0) {
-            ctl_help(o.argc ? o.argv[0] : NULL);
+        } else if (o.argc == 0) {
+            ctl_help(commands);
+
+        } else if (nouns) {
+            ctl_help_noun(commands, o.argv[0]);
 
         } else {
             rc = ctl_complain(o.argc, o.argv, nouns);
@@ -239,6 +101,7 @@ main(int argc, char **argv)
 done:
 
     free(o.argv);
+    free(commands);
 
     if (ctl_flush() != REFERRAL_OK && rc == CTL_DONE && errno != EPIPE) {
         rc = CTL_FOUND;
@@ -249,20 +112,22 @@ done:
 
 
 static const ctl_command_t *
-ctl_find(int argc, char **argv, int *nouns)
+ctl_find(const ctl_command_t *cmd, int argc, char **argv, int *nouns)
 {
-    const ctl_command_t  *cmd;
-
     *nouns = 0;
 
     if (argc == 0) {
         return NULL;
     }
 
-    for (cmd = ctl_commands; cmd->noun != NULL; cmd++) {
+    for ( /* void */ ; cmd->noun != NULL; cmd++) {
 
         if (strcmp(cmd->noun, argv[0]) != 0) {
             continue;
+        }
+
+        if (cmd->verb[0] == '\0') {
+            return cmd;
         }
 
         (*nouns)++;
@@ -279,21 +144,23 @@ ctl_find(int argc, char **argv, int *nouns)
 static int
 ctl_run(const ctl_command_t *cmd, ctl_options_t *o, unsigned used)
 {
-    int       rc;
+    int       rc, words;
     char    **argv;
     unsigned  stray;
 
     stray = used & ~cmd->options;
 
     if (stray) {
-        ctl_error("%s %s takes no %s", cmd->noun, cmd->verb,
-                  ctl_options_name(stray));
+        ctl_error("%s%s%s takes no %s", cmd->noun, cmd->verb[0] ? " " : "",
+                  cmd->verb, ctl_options_name(stray));
         goto usage;
     }
 
     argv = o->argv;
-    o->argv += 2;
-    o->argc -= 2;
+    words = cmd->verb[0] ? 2 : 1;
+    o->argv += words;
+    o->argc -= words;
+    o->call = cmd->call;
 
     if (o->argc < cmd->min || (cmd->max >= 0 && o->argc > cmd->max)) {
 
@@ -316,7 +183,8 @@ ctl_run(const ctl_command_t *cmd, ctl_options_t *o, unsigned used)
 
 usage:
 
-    fprintf(stderr, "See: referralctl %s %s --help\n", cmd->noun, cmd->verb);
+    fprintf(stderr, "See: referralctl %s%s%s --help\n", cmd->noun,
+            cmd->verb[0] ? " " : "", cmd->verb);
 
     return CTL_USAGE;
 }
@@ -398,35 +266,15 @@ ctl_faults(const referral_fault_t *table)
 
 
 static void
-ctl_help(const char *noun)
+ctl_help(const ctl_command_t *commands)
 {
-    char                  left[32];
-    const ctl_command_t  *cmd;
+    const ctl_noun_t  *noun;
 
-    printf("Usage: referralctl %s VERB [operands] [options]\n\n",
-           noun ? noun : "NOUN");
+    printf("Usage: referralctl NOUN VERB [operands] [options]\n\n");
 
-    for (cmd = ctl_commands; cmd->noun != NULL; cmd++) {
-
-        if (noun != NULL && strcmp(noun, cmd->noun) != 0) {
-            continue;
-        }
-
-        snprintf(left, sizeof(left), "%s %s", cmd->noun, cmd->verb);
-        printf("  %-17s%s\n", left, cmd->summary);
-    }
-
-    if (noun != NULL) {
-        printf("\nExamples:\n\n");
-
-        for (cmd = ctl_commands; cmd->noun != NULL; cmd++) {
-            if (strcmp(noun, cmd->noun) == 0) {
-                printf("%s", cmd->examples);
-            }
-        }
-
-        printf("\nreferralctl %s VERB --help says more.\n", noun);
-        return;
+    for (noun = ctl_nouns(); noun->noun != NULL; noun++) {
+        printf("  %-12s%s\n", noun->noun, noun->about);
+        ctl_help_verbs(commands, noun->noun);
     }
 
     printf("\nOptions, for every command that needs them:\n\n");
@@ -438,26 +286,101 @@ ctl_help(const char *noun)
            "\n"
            "Examples:\n"
            "\n"
-           "  export REFERRAL_REDIS=redis://127.0.0.1:6379\n"
-           "  referralctl code set SUMMER25 url=https://example.com/summer\n"
+           "  export REFERRAL_DB=dbname=referral\n"
+           "  referralctl org create acme\n"
+           "  referralctl program create acme summer "
+           "landing_url=https://example.com/s\n"
+           "  referralctl program enable acme/summer\n"
+           "  referralctl code create acme/summer SUMMER25\n"
            "  referralctl journal tail -f "
            "--journal /var/lib/referral/journal\n"
-           "  referralctl db status --db dbname=referral\n"
            "\n"
            "referralctl NOUN --help and referralctl NOUN VERB --help say "
            "more.\n");
 }
 
 
+/* in lines of less than 80 columns */
+
+static void
+ctl_help_verbs(const ctl_command_t *cmd, const char *noun)
+{
+    size_t  column;
+
+    column = 0;
+
+    for ( /* void */ ; cmd->noun != NULL; cmd++) {
+
+        if (strcmp(cmd->noun, noun) != 0 || cmd->verb[0] == '\0') {
+            continue;
+        }
+
+        if (column + 1 + strlen(cmd->verb) > 78) {
+            printf("\n");
+            column = 0;
+        }
+
+        column += column ? printf(" %s", cmd->verb)
+                         : printf("%14s%s", "", cmd->verb);
+    }
+
+    if (column) {
+        printf("\n");
+    }
+}
+
+
+static void
+ctl_help_noun(const ctl_command_t *commands, const char *noun)
+{
+    char                  left[32];
+    const ctl_command_t  *cmd;
+
+    printf("Usage: referralctl %s VERB [operands] [options]\n\n", noun);
+
+    for (cmd = commands; cmd->noun != NULL; cmd++) {
+
+        if (strcmp(noun, cmd->noun) == 0) {
+            snprintf(left, sizeof(left), "%s %s", cmd->noun, cmd->verb);
+            printf("  %-21s%s\n", left, cmd->summary);
+        }
+    }
+
+    printf("\nExamples:\n\n");
+
+    for (cmd = commands; cmd->noun != NULL; cmd++) {
+
+        if (strcmp(noun, cmd->noun) == 0) {
+            printf("%s", cmd->examples);
+        }
+    }
+
+    printf("\nreferralctl %s VERB --help says more.\n", noun);
+}
+
+
 static void
 ctl_help_command(const ctl_command_t *cmd)
 {
-    printf("Usage: referralctl %s %s%s%s [options]\n\n", cmd->noun, cmd->verb,
-           cmd->operands[0] ? " " : "", cmd->operands);
+    printf("Usage: referralctl %s%s%s", cmd->noun, cmd->verb[0] ? " " : "",
+           cmd->verb);
 
-    printf("%c%s.\n\n%s%sOptions:\n\n", toupper((u_char) cmd->summary[0]),
-           cmd->summary + 1, cmd->about, cmd->about[0] ? "\n" : "");
+    if (cmd->call != NULL) {
+        ctl_call_usage(cmd->call);
 
+    } else {
+        printf("%s%s", cmd->operands[0] ? " " : "", cmd->operands);
+    }
+
+    printf(" [options]\n\n%c%s.\n\n%s%s",
+           toupper((u_char) cmd->summary[0]), cmd->summary + 1, cmd->about,
+           cmd->about[0] ? "\n" : "");
+
+    if (cmd->call != NULL) {
+        ctl_call_help(cmd->call);
+    }
+
+    printf("Options:\n\n");
     ctl_options_help(cmd->options);
 
     printf("\nExamples:\n\n%s", cmd->examples);

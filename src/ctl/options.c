@@ -99,6 +99,24 @@ static const ctl_option_t  ctl_options[] = {
       NULL, NULL,
       "go on with new records until interrupted" },
 
+    { "--actor", 0, CTL_TEXT, offsetof(ctl_options_t, actor), CTL_OPT_ACTOR,
+      0,
+      "NAME", "REFERRAL_ACTOR",
+      "who does it, for the audit; without it the role\n"
+      "that logs in" },
+
+    { "--org", 0, CTL_TEXT, offsetof(ctl_options_t, org), CTL_OPT_ORG, 0,
+      "ORG", "REFERRAL_ORG",
+      "see and touch this organisation only" },
+
+    { "--full", 0, CTL_FLAG, offsetof(ctl_options_t, full), CTL_OPT_FULL, 0,
+      NULL, NULL,
+      "write every code anew" },
+
+    { "--check", 0, CTL_FLAG, offsetof(ctl_options_t, check), CTL_OPT_CHECK, 0,
+      NULL, NULL,
+      "compare Redis with Postgres, write nothing" },
+
     { NULL, 0, CTL_FLAG, 0, 0, 0, NULL, NULL, NULL }
 };
 
@@ -180,6 +198,8 @@ ctl_options_parse(ctl_options_t *o, int argc, char **argv, int *ask,
         if (ctl_options_set(o, opt, value) != REFERRAL_OK) {
             return CTL_USAGE;
         }
+
+        o->given |= opt->bit;
 
         if (!opt->every) {
             *used |= opt->bit;

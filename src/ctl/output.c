@@ -250,31 +250,43 @@ ctl_table_row(ctl_table_t *t, const char **texts)
 void
 ctl_table_print(ctl_table_t *t)
 {
-    int      last;
-    size_t   i, w, *widths;
+    ctl_table_part(t);
+    ctl_table_free(t);
+}
 
-    widths = ctl_alloc(t->ncolumns * sizeof(size_t));
 
-    for (i = 0; i < t->ncolumns; i++) {
-        widths[i] = ctl_width(t->columns[i].title);
+void
+ctl_table_part(ctl_table_t *t)
+{
+    int     last;
+    size_t  i, w, titles;
+
+    titles = 0;
+
+    if (t->widths == NULL) {
+        t->widths = ctl_alloc(t->ncolumns * sizeof(size_t));
+        titles = t->ncolumns;
+
+        for (i = 0; i < t->ncolumns; i++) {
+            t->widths[i] = ctl_width(t->columns[i].title);
+        }
     }
 
     for (i = 0; i < t->ncells; i++) {
         w = ctl_width(t->cells[i]);
 
-        if (w > widths[i % t->ncolumns]) {
-            widths[i % t->ncolumns] = w;
+        if (w > t->widths[i % t->ncolumns]) {
+            t->widths[i % t->ncolumns] = w;
         }
     }
 
-    for (i = 0; i < t->ncolumns + t->ncells; i++) {
+    for (i = 0; i < titles + t->ncells; i++) {
 
         last = (i % t->ncolumns == t->ncolumns - 1);
 
-        ctl_pad(i < t->ncolumns ? t->columns[i].title
-                                : t->cells[i - t->ncolumns],
+        ctl_pad(i < titles ? t->columns[i].title : t->cells[i - titles],
                 last && !t->columns[i % t->ncolumns].right
-                     ? 0 : widths[i % t->ncolumns],
+                     ? 0 : t->widths[i % t->ncolumns],
                 t->columns[i % t->ncolumns].right);
 
         fputs(last ? "\n" : "  ", stdout);
@@ -284,8 +296,18 @@ ctl_table_print(ctl_table_t *t)
         free(t->cells[i]);
     }
 
+    t->ncells = 0;
+}
+
+
+void
+ctl_table_free(ctl_table_t *t)
+{
     free(t->cells);
-    free(widths);
+    free(t->widths);
+
+    t->cells = NULL;
+    t->widths = NULL;
 }
 
 
@@ -338,12 +360,21 @@ ctl_json_id(int64_t n)
 void
 ctl_json_print(json_t *json)
 {
-    ctl_json_write(json, JSON_INDENT(2));
+    ctl_json_write(json, JSON_INDENT(2)|JSON_ENCODE_ANY);
+    (void) putchar('\n');
 }
 
 
 void
 ctl_json_line(json_t *json)
+{
+    ctl_json_write(json, JSON_COMPACT);
+    (void) putchar('\n');
+}
+
+
+void
+ctl_json_part(json_t *json)
 {
     ctl_json_write(json, JSON_COMPACT);
 }
@@ -387,7 +418,6 @@ ctl_json_write(json_t *json, size_t flags)
     }
 
     (void) fwrite(run, 1, p - run, stdout);
-    (void) putchar('\n');
     free(text);
 }
 

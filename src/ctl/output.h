@@ -32,6 +32,7 @@ typedef struct {
     char               **cells;            /* rows of ncolumns */
     size_t               ncells;
     size_t               size;
+    size_t              *widths;           /* NULL: nothing was printed yet */
 } ctl_table_t;
 
 
@@ -57,6 +58,10 @@ void ctl_table_init(ctl_table_t *t, const ctl_column_t *columns, size_t n);
 void ctl_table_row(ctl_table_t *t, const char **texts);
 void ctl_table_print(ctl_table_t *t);      /* and frees */
 
+/* prints the rows so far; columns do not become narrower afterwards */
+void ctl_table_part(ctl_table_t *t);
+void ctl_table_free(ctl_table_t *t);
+
 /* "4.0 MB" */
 const char *ctl_size_text(uint64_t bytes, char *buf);
 
@@ -69,6 +74,9 @@ json_t *ctl_json_id(int64_t n);
 /* prints and releases: a document on many lines, or one line */
 void ctl_json_print(json_t *json);
 void ctl_json_line(json_t *json);
+
+/* the same line without its end, for parts of an array */
+void ctl_json_part(json_t *json);
 
 /*
  * Flushes.  REFERRAL_ERROR: nobody reads any more, or the output could not

@@ -11,8 +11,7 @@
 
 
 static void ctl_pg_notice(void *data, const PGresult *result);
-static int ctl_pg_failed(PGconn *pg, const PGresult *result,
-    const char *what);
+static const char *ctl_pg_advice(const char *state, const char *hint);
 
 
 int
@@ -111,7 +110,7 @@ ctl_pg_run(PGconn *pg, const char *sql, const char *what)
 }
 
 
-static int
+int
 ctl_pg_failed(PGconn *pg, const PGresult *result, const char *what)
 {
     const char  *state, *text, *detail, *hint;
@@ -121,6 +120,17 @@ ctl_pg_failed(PGconn *pg, const PGresult *result, const char *what)
     detail = PQresultErrorField(result, PG_DIAG_MESSAGE_DETAIL);
     hint = PQresultErrorField(result, PG_DIAG_MESSAGE_HINT);
 
+    /* the schema's own errors are written to be read as they are */
+
+    if (state != NULL && text != NULL && strncmp(state, "RF", 2) == 0) {
+        ctl_error("%s%s%s (%s)%s%s%s%s", what ? what : "", what ? ": " : "",
+                  text, state, detail ? "; " : "", detail ? detail : "",
+                  hint ? ". " : "", hint ? hint : "");
+        return CTL_FOUND;
+    }
+
+    hint = ctl_pg_advice(state, hint);
+
     ctl_error("postgres: %s%s%s%s%s%s%s%s%s%s", what ? what : "",
               what ? ": " : "", text ? text : PQerrorMessage(pg),
               state ? " (SQLSTATE " : "", state ? state : "",
@@ -128,4 +138,31 @@ ctl_pg_failed(PGconn *pg, const PGresult *result, const char *what)
               hint ? "; " : "", hint ? hint : "");
 
     return PQstatus(pg) == CONNECTION_OK ? CTL_FOUND : CTL_UNREACHABLE;
+}
+
+
+static const char *
+ctl_pg_advice(const char *state, const char *hint)
+{
+    size_t  i;
+
+    static const struct {
+        const char  *state;
+        const char  *advice;
+    } advices[] = {
+        { "3F000", "is this the database?  referralctl db upgrade makes the "
+                   "schema" },
+        { "42P01", "referralctl db upgrade brings the schema up to date" },
+        { "42883", "referralctl db upgrade brings the schema up to date" },
+        { "42501", "log in as a role that was granted referral_app" }
+    };
+
+    for (i = 0; state && i < sizeof(advices) / sizeof(advices[0]); i++) {
+
+        if (strcmp(state, advices[i].state) == 0) {
+            return advices[i].advice;
+        }
+    }
+
+    return hint;
 }

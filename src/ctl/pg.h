@@ -25,6 +25,12 @@ int ctl_pg_open(PGconn **pg, const ctl_options_t *o);
 PGresult *ctl_pg_query(PGconn *pg, int *rc, const char *sql, int n,
     const char **params);
 
+/*
+ * Says why a statement failed; what, if any, names it.  The result may be
+ * NULL.  Returns the exit code.
+ */
+int ctl_pg_failed(PGconn *pg, const PGresult *result, const char *what);
+
 /* statements without parameters, many at once; what names them in messages */
 int ctl_pg_run(PGconn *pg, const char *sql, const char *what);
 
