@@ -419,7 +419,8 @@ $$;
 
 
 -- Enters what the referee is known by, under every key, and the contact data
--- unless the program keeps none.  What is known already stays.
+-- unless the program keeps none.  What is known already stays: only what is
+-- missing is filled in.
 
 CREATE FUNCTION referral.referee_identify(r referral.referral,
                                           external_id text, contact jsonb)
@@ -428,21 +429,29 @@ CREATE FUNCTION referral.referee_identify(r referral.referral,
     SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    p       referral.program;
-    person  bigint := r.person_id;
+    p        referral.program;
+    known    jsonb;
+    person   bigint := r.person_id;
+    missing  jsonb;
 BEGIN
     SELECT * INTO p FROM referral.program g WHERE g.id = r.program_id;
 
-    IF person IS NULL
+    IF contact IS NOT NULL
        AND coalesce(referral.program_setting(p, 'referee_contact') #>> '{}',
                     'keep') <> 'hash'
     THEN
-        person := referral.person_write('referral', NULL, r.organisation_id,
-                      'referee', contact || (
-                          SELECT coalesce(jsonb_object_agg(c.key,
-                                     btrim(c.value, E' \t\r\n')), '{}')
-                              FROM jsonb_each_text(contact) c
-                              WHERE c.key IN ('email', 'phone')));
+        SELECT jsonb_strip_nulls(to_jsonb(h)) INTO known
+            FROM referral.person h WHERE h.id = person;
+        SELECT coalesce(jsonb_object_agg(c.key,
+                   CASE WHEN c.key IN ('email', 'phone')
+                             AND jsonb_typeof(c.value) = 'string'
+                        THEN to_jsonb(btrim(c.value #>> '{}', E' \t\r\n'))
+                        ELSE c.value END), '{}')
+            INTO missing
+            FROM jsonb_each(contact) c
+            WHERE NOT coalesce(known ? c.key, false);
+        person := referral.person_write('referral', person, r.organisation_id,
+                                        'referee', missing);
     END IF;
 
     INSERT INTO referral.referee_identity (organisation_id, program_id,
@@ -468,7 +477,7 @@ $$;
 
 
 -- Adds the hashes that the newest key lacks, as far as the contact data is
--- there; the number of referrals that were looked at, 0 when it is done.
+-- there; the number of referrals that got some, 0 when it is done.
 
 CREATE FUNCTION referral.hash_rekey(slice int DEFAULT 10000) RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER
@@ -486,22 +495,27 @@ BEGIN
     FOR r IN
         SELECT f.* FROM referral.referral f
             WHERE EXISTS (SELECT FROM referral.person e
+                                      JOIN referral.referee_identity i
+                                          ON i.referral_id = f.id
                               WHERE e.id = f.person_id
-                                    AND coalesce(e.email, e.phone)
-                                        IS NOT NULL)
-                  AND EXISTS (SELECT FROM referral.referee_identity i
-                                  WHERE i.referral_id = f.id
-                                        AND i.key_id IS NOT NULL)
-                  AND NOT EXISTS (SELECT FROM referral.referee_identity i
-                                      WHERE i.referral_id = f.id
-                                            AND i.key_id = newest)
+                                    AND CASE i.kind
+                                        WHEN 'email' THEN e.email
+                                        WHEN 'phone' THEN e.phone
+                                        END IS NOT NULL
+                                    AND NOT EXISTS (
+                                        SELECT FROM referral.referee_identity n
+                                            WHERE n.referral_id = f.id
+                                                  AND n.kind = i.kind
+                                                  AND n.key_id = newest))
             ORDER BY f.id LIMIT slice
             FOR NO KEY UPDATE
     LOOP
         SELECT * INTO h FROM referral.person e WHERE e.id = r.person_id;
         PERFORM referral.referee_identify(r, NULL,
                     jsonb_build_object('email', h.email, 'phone', h.phone));
-        done := done + 1;
+        done := done + EXISTS (SELECT FROM referral.referee_identity i
+                                   WHERE i.referral_id = r.id
+                                         AND i.key_id = newest)::int;
     END LOOP;
 
     RETURN done;
