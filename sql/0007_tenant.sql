@@ -803,7 +803,12 @@ BEGIN
             SET first_name = p.first_name, last_name = p.last_name,
                 name = p.name, email = p.email, phone = p.phone,
                 company = p.company, address = p.address, erased_at = NULL
-            WHERE r.id = p.id;
+            WHERE r.id = p.id
+                  AND (r.first_name, r.last_name, r.name, r.email, r.phone,
+                       r.company, r.address, r.erased_at)
+                      IS DISTINCT FROM
+                      (p.first_name, p.last_name, p.name, p.email, p.phone,
+                       p.company, p.address, NULL);
     END IF;
 
     RETURN p.id;
