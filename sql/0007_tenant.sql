@@ -442,7 +442,7 @@ CREATE TABLE referral.organisation (
                              CHECK (jsonb_typeof(settings) = 'object'),
     created_at           timestamptz  NOT NULL DEFAULT now(),
     updated_at           timestamptz  NOT NULL DEFAULT now(),
-    CONSTRAINT organisation_active_programs_limit
+    CONSTRAINT organisation_within_limit
         CHECK (active_programs BETWEEN 0 AND max_active_programs)
 );
 
