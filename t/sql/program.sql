@@ -240,11 +240,12 @@ SELECT is(referral.variant_pick(:full, 'user-1') = :a,
           ('x0' || left(encode(sha256(convert_to(:full || ':user-1', 'UTF8')),
                                'hex'), 15))::bit(64)::bigint % 4 < 1,
           'by SHA-256');
-SELECT referral.program_variant_set(:full, 'a', 0);
+SELECT referral.program_variant_set(:full, 'a', 0) \g /dev/null
 SELECT is(count(*), 0::bigint, 'a weight of 0 is nobody')
     FROM generate_series(1, 100) n
     WHERE referral.variant_pick(:full, n::text) <> :b;
-SELECT referral.program_variant_set(:full, 'b', 3, '{}', 'disabled');
+SELECT referral.program_variant_set(:full, 'b', 3, '{}', 'disabled')
+\g /dev/null
 SELECT is(referral.variant_pick(:full, 'u1'), NULL, 'nor a disabled one');
 SELECT throws_ok(format('SELECT referral.program_variant_set(%s, ''c'', -1)',
                         :full), 'RF010', NULL, 'a negative weight');
@@ -268,7 +269,8 @@ SELECT results_eq($$ SELECT type, eligibility FROM referral.programs
                       '{"types": ["student", "alumni"]}'::jsonb) $$,
                   'with its settings');
 SELECT referral.program_create(:beta, 'mine', 'Mine',
-    '{"template": "student", "type": "parent", "reward_threshold": 2}');
+    '{"template": "student", "type": "parent", "reward_threshold": 2}')
+\g /dev/null
 SELECT results_eq($$ SELECT type, reward_threshold FROM referral.programs
                          WHERE slug = 'mine' $$,
                   $$ VALUES ('parent', 2) $$, 'options go before them');
@@ -310,6 +312,7 @@ SELECT throws_ok(format('SELECT referral.program_clone(%s, ''full'')', :full),
 -- reward rules are cloned by the function of a later file
 
 RESET ROLE;
+SET LOCAL client_min_messages = warning;
 DROP FUNCTION IF EXISTS referral.reward_rules_clone(bigint, bigint);
 CREATE FUNCTION referral.reward_rules_clone(from_ bigint, to_ bigint)
     RETURNS void LANGUAGE sql

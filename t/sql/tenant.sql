@@ -32,7 +32,8 @@ SELECT throws_ok($$ SELECT referral.organisation_create('acme', 'B') $$,
 
 SELECT throws_ok(format('SELECT referral.organisation_create(%L, %L)', slug,
                         name), 'RF010',
-                 format('organisation_create(): %s', message), slug)
+                 format('organisation_create(): %s', message),
+                 'slug ' || coalesce(to_json(slug)::text, 'null'))
     FROM (VALUES ('Acme', 'A', '"slug" is not acceptable'),
                  ('-acme', 'A', '"slug" is not acceptable'),
                  ('', 'A', '"slug" is not acceptable'),
@@ -215,7 +216,7 @@ SELECT referral.person_write('t', NULL, 1, 'customer',
       "phone": "+1 555 0100", "address": {"city": "Secret City"}}') AS person
 \gset
 SELECT referral.person_write('t', :person, 1, 'customer',
-    '{"email": "secret2@example.com"}');
+    '{"email": "secret2@example.com"}') \g /dev/null
 SELECT results_eq(
     $$ SELECT action, columns FROM referral.audit WHERE object = 'person'
            ORDER BY id $$,
