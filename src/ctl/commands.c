@@ -8,6 +8,7 @@
 #include "code.h"
 #include "commands.h"
 #include "db.h"
+#include "import.h"
 #include "journal.h"
 #include "output.h"
 #include "token.h"
@@ -16,8 +17,8 @@
 
 
 #define CTL_JOURNAL  (CTL_OPT_JOURNAL|CTL_OPT_JSON)
-#define CTL_CODES    (CTL_OPT_DB|CTL_OPT_REDIS|CTL_OPT_JSON|CTL_OPT_ACTOR      \
-                      |CTL_OPT_ORG)
+#define CTL_CALL     (CTL_OPT_DB|CTL_OPT_JSON|CTL_OPT_ACTOR|CTL_OPT_ORG)
+#define CTL_CODES    (CTL_CALL|CTL_OPT_REDIS)
 
 
 static const ctl_command_t  ctl_commands_own[] = {
@@ -76,6 +77,49 @@ static const ctl_command_t  ctl_commands_own[] = {
       "To switch a code off and keep its answers (410 instead of 404), set\n"
       "state=inactive.  Exits with 1 when one of the codes was not there.\n",
       "  referralctl code remove SUMMER25\n", NULL },
+
+    { "code", "import", "PROGRAM [FILE]",
+      "make and change codes from a CSV file",
+      CTL_CALL, 1, 2, ctl_import_codes,
+      "The first line names the columns, in any order:\n"
+      "\n"
+      "  code          and, or instead, external_id, a referrer who then gets\n"
+      "                a code of its own\n"
+      "  status        active or disabled\n"
+      "  name          an automatic code begins with it\n"
+      "  campaign, channel, destination, rules, starts_at, expires_at,\n"
+      "  max_uses, variant_id, settings\n"
+      "                as in code create; an empty field changes nothing\n"
+      "\n"
+      "Codes that are there are changed where the file differs.  1,000 rows\n"
+      "are one transaction: it can be interrupted and run again, and run\n"
+      "twice it changes nothing more.  Lines that can not be taken are named\n"
+      "and do not stop the others; the exit code is 1 then.  UTF-8, comma,\n"
+      "quotes as in RFC 4180.  Without FILE, or for -, standard input.\n",
+      "  referralctl code import acme/summer codes.csv\n"
+      "  xz -dc codes.csv.xz | referralctl code import acme/summer\n", NULL },
+
+    { "code", "export", "PROGRAM [FILE]",
+      "write the codes of a program as CSV",
+      CTL_CALL & ~CTL_OPT_JSON, 1, 2, ctl_export_codes,
+      "With the columns that code import takes; times in UTC.  FILE appears\n"
+      "when it is whole.\n",
+      "  referralctl code export acme/summer > codes.csv\n", NULL },
+
+    { "referrer", "import", "ORG [FILE]",
+      "make and change referrers from a CSV file",
+      CTL_CALL, 1, 2, ctl_import_referrers,
+      "The first line names the columns: external_id, and any of type,\n"
+      "status, eligible, attributes, commission_bp, notes, first_name,\n"
+      "last_name, name, email, phone, company, address.  All else is as code\n"
+      "import has it.\n",
+      "  referralctl referrer import acme users.csv\n", NULL },
+
+    { "referrer", "export", "ORG [FILE]",
+      "write the referrers of an organisation as CSV",
+      CTL_CALL & ~CTL_OPT_JSON, 1, 2, ctl_export_referrers,
+      "With the columns that referrer import takes, without the contacts.\n",
+      "  referralctl referrer export acme > users.csv\n", NULL },
 
     { "journal", "list", "",
       "list the streams of a journal",

@@ -99,7 +99,8 @@ ctl_pg_run(PGconn *pg, const char *sql, const char *what)
     result = PQexec(pg, sql);
 
     if (PQresultStatus(result) != PGRES_TUPLES_OK
-        && PQresultStatus(result) != PGRES_COMMAND_OK)
+        && PQresultStatus(result) != PGRES_COMMAND_OK
+        && PQresultStatus(result) != PGRES_COPY_OUT)
     {
         rc = ctl_pg_failed(pg, result, what);
     }
