@@ -200,7 +200,8 @@ CREATE INDEX referral_step_referral ON referral.referral_step (referral_id);
 
 
 -- Why a referral was credited: every touch with its verdict and its weight in
--- basis points.  Weights are for reports; the reward goes to the one credited.
+-- basis points.  The referral is that of the one credited; his rewards are
+-- shared by the weights where the model is linear or position.
 
 CREATE TABLE referral.attribution (
     id                    bigint       GENERATED ALWAYS AS IDENTITY
