@@ -663,11 +663,14 @@ BEGIN
         END IF;
     END LOOP;
 
+    -- what ends with this batch stays off until it is written
+
     snapshot := now_seen;
     pending := behind;
     off := (SELECT coalesce(string_agg(o.member, ' ' ORDER BY o.member), '')
-                FROM (SELECT (e ->> 'kind') || ':' || (e ->> 'id') AS member
-                          FROM jsonb_array_elements(behind) e
+                FROM (SELECT DISTINCT
+                             (e ->> 'kind') || ':' || (e ->> 'id') AS member
+                          FROM jsonb_array_elements(was.pending || behind) e
                           WHERE e ->> 'kind' IN ('program', 'referrer')
                                 AND referral.publish_off(e ->> 'kind',
                                         (e ->> 'id')::bigint)) o);

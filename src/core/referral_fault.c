@@ -214,6 +214,46 @@ static const referral_fault_t  referral_points[] = {
     { "partition-dropped",
       "an old partition is dropped", 0 },
 
+    /* the publisher, in its order */
+
+    { "publish-locked",
+      "the publisher's lock is taken, its fence is not in Redis", 0 },
+
+    { "publish-taken",
+      "the fence is in Redis, nothing is known of what else is there", 0 },
+
+    { "publish-begun",
+      "a generation is in Postgres, and not in Redis", 0 },
+
+    { "publish-reset",
+      "a generation is begun in Redis, none of its codes is there", 0 },
+
+    { "publish-off",
+      "referral:off is changed, no code is written", 0 },
+
+    { "publish-collected",
+      "a batch of codes is read, none of them is written", 0 },
+
+    { "publish-stop",
+      "the process is stopped (SIGSTOP) before up to 50 codes are sent",
+      EINTR },
+
+    { "publish-chunk",
+      "up to 50 codes are sent, their answer is not read", 0 },
+
+    { "publish-last",
+      "all scripts of a batch are answered but the last, which is not sent",
+      0 },
+
+    { "publish-written",
+      "a batch is in Redis, Postgres does not know of it", 0 },
+
+    { "publish-done",
+      "a batch is in Redis, and Postgres knows", 0 },
+
+    { "publish-searched",
+      "all codes are in Redis and no others, which is not ready", 0 },
+
     /* referralctl journal adopt */
 
     { "adopt-copied",

@@ -6,6 +6,7 @@
 
 #include "referral_redis_url.h"
 
+#include <errno.h>
 #include <stdio.h>
 #include <string.h>
 #include <strings.h>
@@ -357,4 +358,43 @@ referral_redis_url_number(const u_char *p, size_t len, unsigned max,
     *number = (unsigned) n;
 
     return 1;
+}
+
+
+int
+referral_redis_url_password(referral_redis_url_t *u, const char *path,
+    char *error)
+{
+    int    failed;
+    FILE  *f;
+
+    f = fopen(path, "re");
+
+    if (f == NULL) {
+        snprintf(error, REFERRAL_ERROR_LEN, "%.256s: %s", path,
+                 strerror(errno));
+        return REFERRAL_ERROR;
+    }
+
+    failed = (fgets(u->password, sizeof(u->password), f) == NULL);
+    fclose(f);
+
+    if (failed) {
+        u->password[0] = '\0';
+
+    } else if (strlen(u->password) == sizeof(u->password) - 1) {
+        snprintf(error, REFERRAL_ERROR_LEN,
+                 "%.256s: its first line is too long", path);
+        return REFERRAL_ERROR;
+    }
+
+    u->password[strcspn(u->password, "\r\n")] = '\0';
+
+    if (u->password[0] == '\0') {
+        snprintf(error, REFERRAL_ERROR_LEN, "%.256s: its first line is empty",
+                 path);
+        return REFERRAL_ERROR;
+    }
+
+    return REFERRAL_OK;
 }

@@ -33,5 +33,12 @@ typedef struct {
 int referral_redis_url_parse(referral_redis_url_t *u, const u_char *text,
     size_t len, char *error);
 
+/*
+ * Takes the password from the first line of a file.  REFERRAL_ERROR with a
+ * sentence that names the file.
+ */
+int referral_redis_url_password(referral_redis_url_t *u, const char *path,
+    char *error);
+
 
 #endif /* _REFERRAL_REDIS_URL_H_INCLUDED_ */

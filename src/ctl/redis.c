@@ -6,6 +6,7 @@
 
 #include "redis.h"
 #include "output.h"
+#include "referral_redis_reply.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -16,7 +17,6 @@
 #define CTL_REDIS_TIMEOUT  5               /* seconds, for each step */
 
 
-static int ctl_redis_password(ctl_redis_t *r, const char *path);
 static int ctl_redis_hello(ctl_redis_t *r);
 static int ctl_redis_failed(ctl_redis_t *r);
 static int ctl_redis_refused(ctl_redis_t *r, const char *reply);
@@ -45,12 +45,12 @@ ctl_redis_open(ctl_redis_t *r, const ctl_options_t *o)
         return CTL_USAGE;
     }
 
-    if (o->redis_password_file != NULL) {
-        rc = ctl_redis_password(r, o->redis_password_file);
-
-        if (rc != CTL_DONE) {
-            return rc;
-        }
+    if (o->redis_password_file != NULL
+        && referral_redis_url_password(&r->url, o->redis_password_file, error)
+           != REFERRAL_OK)
+    {
+        ctl_error("--redis-password-file %s", error);
+        return CTL_USAGE;
     }
 
     tv.tv_sec = CTL_REDIS_TIMEOUT;
@@ -80,42 +80,6 @@ ctl_redis_open(ctl_redis_t *r, const ctl_options_t *o)
     }
 
     return rc;
-}
-
-
-static int
-ctl_redis_password(ctl_redis_t *r, const char *path)
-{
-    int    failed;
-    FILE  *f;
-
-    f = fopen(path, "re");
-
-    if (f == NULL) {
-        ctl_error("--redis-password-file %s: %s", path, strerror(errno));
-        return CTL_USAGE;
-    }
-
-    failed = (fgets(r->url.password, sizeof(r->url.password), f) == NULL);
-    fclose(f);
-
-    if (failed) {
-        r->url.password[0] = '\0';
-
-    } else if (strlen(r->url.password) == sizeof(r->url.password) - 1) {
-        ctl_error("--redis-password-file %s: its first line is too long",
-                  path);
-        return CTL_USAGE;
-    }
-
-    r->url.password[strcspn(r->url.password, "\r\n")] = '\0';
-
-    if (r->url.password[0] == '\0') {
-        ctl_error("--redis-password-file %s: its first line is empty", path);
-        return CTL_USAGE;
-    }
-
-    return CTL_DONE;
 }
 
 
@@ -265,30 +229,13 @@ ctl_redis_failed(ctl_redis_t *r)
 static int
 ctl_redis_refused(ctl_redis_t *r, const char *reply)
 {
-    size_t  i;
+    const char  *advice;
 
-    /* what says that this server cannot be used, now or as this user */
+    advice = referral_redis_advice(reply);
 
-    static const struct {
-        const char  *prefix;
-        const char  *advice;
-    } states[] = {
-        { "NOAUTH", "give --redis-password-file" },
-        { "WRONGPASS", "check --redis-password-file and the user in the URL" },
-        { "NOPERM", "this user may not do that: see Redis's ACL" },
-        { "LOADING", "it is reading its data, try again soon" },
-        { "MASTERDOWN", "it has lost its master" },
-        { "READONLY", "this is a replica, give the master's URL" },
-        { "MOVED", "this is one node of a cluster" }
-    };
-
-    for (i = 0; i < sizeof(states) / sizeof(states[0]); i++) {
-
-        if (strncmp(reply, states[i].prefix, strlen(states[i].prefix)) == 0) {
-            ctl_error("redis %s: %s (%s)", r->url.display, reply,
-                      states[i].advice);
-            return CTL_UNREACHABLE;
-        }
+    if (advice != NULL) {
+        ctl_error("redis %s: %s (%s)", r->url.display, reply, advice);
+        return CTL_UNREACHABLE;
     }
 
     ctl_error("redis %s: %s", r->url.display, reply);

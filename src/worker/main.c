@@ -19,6 +19,7 @@
 #include "log.h"
 #include "maintain.h"
 #include "notify.h"
+#include "publish.h"
 #include "signals.h"
 #include "stat.h"
 
@@ -42,6 +43,7 @@ typedef struct {
     referral_pg_t              pg;
     referral_flush_t           flush;
     referral_maintain_t        maintain;
+    referral_publish_t         publish;
 
     uint64_t                   freed;      /* when, monotonic ms */
     uint64_t                   summary;
@@ -207,6 +209,8 @@ referral_worker_start(referral_worker_t *w)
     referral_log(REFERRAL_LOG_INFO, "start", NULL, "version=%s journal=%s",
                  REFERRAL_VERSION, w->settings.journal);
 
+    referral_publish_start(&w->publish, &w->settings);
+
     return REFERRAL_OK;
 }
 
@@ -277,6 +281,16 @@ referral_worker_reload(referral_worker_t *w)
         return;
     }
 
+    /* the threads read the settings */
+
+    if (referral_publish_stop(&w->publish) != REFERRAL_OK) {
+        referral_log(REFERRAL_LOG_ERROR, "reload-failed", "the publisher does"
+                     " not stop: reload again later, or restart", NULL);
+        referral_settings_free(&fresh);
+        referral_notify_ready();
+        return;
+    }
+
     rows = w->settings.batch_rows;
 
     if (fresh.batch_rows != rows) {
@@ -300,6 +314,8 @@ referral_worker_reload(referral_worker_t *w)
 
     referral_pg_close(&w->pg);
     w->pg.retry = 0;
+
+    referral_publish_start(&w->publish, &w->settings);
 
     referral_log(REFERRAL_LOG_INFO, "reload", NULL, NULL);
     referral_notify_ready();
@@ -655,7 +671,11 @@ referral_worker_summary(referral_worker_t *w)
 static void
 referral_worker_stop(referral_worker_t *w)
 {
+    int  busy;
+
     referral_notify_stopping();
+
+    busy = referral_publish_stop(&w->publish) != REFERRAL_OK;
 
     referral_log(REFERRAL_LOG_INFO, "stop", NULL, "rows=%llu batches=%llu",
                  (unsigned long long) w->flush.stat.rows,
@@ -668,5 +688,10 @@ referral_worker_stop(referral_worker_t *w)
     }
 
     referral_flush_free(&w->flush);
-    referral_settings_free(&w->settings);
+
+    /* what a thread still reads is left to exit() */
+
+    if (!busy) {
+        referral_settings_free(&w->settings);
+    }
 }

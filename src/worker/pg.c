@@ -71,6 +71,7 @@ referral_pg_init(referral_pg_t *pg, const referral_settings_t *settings)
     memset(pg, 0, sizeof(referral_pg_t));
 
     pg->settings = settings;
+    pg->name = "referral-worker";
     pg->nhosts = 1;
 }
 
@@ -157,7 +158,7 @@ referral_pg_start(referral_pg_t *pg, uint64_t *timeout)
 
     /* ours, unless the connection string says otherwise (later ones win) */
 
-    keys[n] = "application_name";   values[n++] = "referral-worker";
+    keys[n] = "application_name";   values[n++] = pg->name;
     keys[n] = "tcp_user_timeout";   values[n++] = "10000";
     keys[n] = "keepalives_idle";    values[n++] = "10";
     keys[n] = "keepalives_interval"; values[n++] = "5";
@@ -358,11 +359,12 @@ referral_pg_failed(referral_pg_t *pg)
         referral_log(pg->class == REFERRAL_PG_RETRY ? REFERRAL_LOG_WARN
                                                     : REFERRAL_LOG_ERROR,
                      "postgres-failed", pg->error,
-                     "sqlstate=%s kind=%s attempts=%llu since_ms=%llu",
+                     "sqlstate=%s kind=%s attempts=%llu since_ms=%llu"
+                     " name=%s",
                      pg->sqlstate,
                      pg->class == REFERRAL_PG_RETRY ? "outage" : "alarm",
                      (unsigned long long) pg->failures,
-                     (unsigned long long) (now - pg->since));
+                     (unsigned long long) (now - pg->since), pg->name);
     }
 }
 

@@ -31,6 +31,7 @@ typedef enum {
 typedef struct {
     PGconn                     *conn;
     const referral_settings_t  *settings;
+    const char                 *name;      /* application_name */
 
     unsigned                    host;      /* which of several is next */
     unsigned                    nhosts;

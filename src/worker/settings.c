@@ -13,6 +13,7 @@
 
 #include <libpq-fe.h>
 
+#include "referral_redis_url.h"
 #include "settings.h"
 
 
@@ -59,6 +60,12 @@ static const char *referral_setting_interval(const referral_setting_t *st,
     const char *value, void *target);
 static const char *referral_setting_level(const referral_setting_t *st,
     const char *value, void *target);
+static const char *referral_setting_file(const referral_setting_t *st,
+    const char *value, void *target);
+static const char *referral_setting_redis(const referral_setting_t *st,
+    const char *value, void *target);
+static const char *referral_setting_publish(const referral_setting_t *st,
+    const char *value, void *target);
 static const char *referral_setting_copy(char **target, const char *value);
 
 
@@ -76,6 +83,15 @@ static const referral_setting_t  referral_settings[] = {
     { "postgres", referral_setting_conninfo,
       referral_setting_offset(postgres),
       REFERRAL_SETTING_REQUIRED, NULL, 0, 0 },
+
+    { "redis", referral_setting_redis,
+      referral_setting_offset(redis), 0, "", 0, 0 },
+
+    { "redis_password_file", referral_setting_file,
+      referral_setting_offset(redis_password_file), 0, "", 0, 0 },
+
+    { "publish", referral_setting_publish,
+      referral_setting_offset(publish), 0, "auto", 0, 0 },
 
     { "batch_rows", referral_setting_number,
       referral_setting_offset(batch_rows),
@@ -114,7 +130,7 @@ static const referral_setting_t  referral_settings[] = {
 /* names that are promised, so that a config from the future is told apart */
 
 static const char  *referral_settings_later[] = {
-    "redis", "redis_password_file", "publish", "listen", "webhook_timeout"
+    "listen", "webhook_timeout"
 };
 
 
@@ -290,6 +306,17 @@ referral_settings_complete(referral_settings_t *s, uint64_t seen, char *error)
         }
     }
 
+    if (s->publish == REFERRAL_PUBLISH_AUTO) {
+        s->publish = s->redis[0] != '\0' ? REFERRAL_PUBLISH_ON
+                                         : REFERRAL_PUBLISH_OFF;
+    }
+
+    if (s->publish == REFERRAL_PUBLISH_ON && s->redis[0] == '\0') {
+        snprintf(error, REFERRAL_ERROR_LEN, "setting \"publish\" is on, and"
+                 " setting \"redis\" is missing");
+        return REFERRAL_ERROR;
+    }
+
     return REFERRAL_OK;
 }
 
@@ -321,6 +348,8 @@ referral_settings_free(referral_settings_t *s)
 {
     free(s->journal);
     free(s->postgres);
+    free(s->redis);
+    free(s->redis_password_file);
     free(s->retention_interactions);
 
     memset(s, 0, sizeof(referral_settings_t));
@@ -540,6 +569,62 @@ referral_setting_level(const referral_setting_t *st, const char *value,
     }
 
     return "must be error, warn, info or debug";
+}
+
+
+static const char *
+referral_setting_file(const referral_setting_t *st, const char *value,
+    void *target)
+{
+    if (value[0] == '\0') {
+        return referral_setting_copy(target, value);
+    }
+
+    return referral_setting_path(st, value, target);
+}
+
+
+static const char *
+referral_setting_redis(const referral_setting_t *st, const char *value,
+    void *target)
+{
+    char                  error[REFERRAL_ERROR_LEN];
+    referral_redis_url_t  url;
+
+    static char           problem[256];
+
+    if (value[0] != '\0'
+        && referral_redis_url_parse(&url, (u_char *) value, strlen(value),
+                                    error)
+           != REFERRAL_OK)
+    {
+        snprintf(problem, sizeof(problem), "is no address of Redis: %.200s",
+                 error);
+        return problem;
+    }
+
+    return referral_setting_copy(target, value);
+}
+
+
+static const char *
+referral_setting_publish(const referral_setting_t *st, const char *value,
+    void *target)
+{
+    size_t  i;
+
+    /* in the order of referral_publish_e; "auto" is only the default */
+
+    static const char  *words[] = { "off", "on", "auto" };
+
+    for (i = 0; i < 3; i++) {
+        if (strcmp(value, words[i]) == 0 && (i < 2 || value == st->value)) {
+            *(uint64_t *) target = i;
+            return NULL;
+        }
+    }
+
+    return "must be on or off";
 }
 
 

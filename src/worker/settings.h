@@ -13,9 +13,19 @@
 #include "referral_core.h"
 
 
+typedef enum {
+    REFERRAL_PUBLISH_OFF = 0,
+    REFERRAL_PUBLISH_ON,
+    REFERRAL_PUBLISH_AUTO                  /* on where redis is set */
+} referral_publish_e;
+
+
 typedef struct {
     char                *journal;          /* directory */
     char                *postgres;         /* connection string or URI */
+    char                *redis;            /* URL, "": none */
+    char                *redis_password_file;  /* or "" */
+    uint64_t             publish;          /* referral_publish_e */
     uint64_t             batch_rows;
     uint64_t             batch_wait;       /* ms */
     uint64_t             retention;        /* ms */
