@@ -32,6 +32,9 @@ batch_rows = 100
 batch_wait = 1s
 retention = 0
 retention_interactions = off
+redis = redis://user\@127.0.0.1:6379/1
+redis_password_file = /etc/referral/redis.password
+publish = off
 log_level = debug
 lock_timeout = 100ms
 statement_timeout = 1 h
@@ -47,8 +50,16 @@ for my $case (
     [ "journal = x\n", qr/w\.conf:1: setting "journal" must be an absolute/ ],
     [ "journal = /x\njournal = /y\n",
       qr/w\.conf:2: setting "journal" is there twice/ ],
-    [ $good . "redis = redis://localhost\n",
-      qr/w\.conf:3: setting "redis" is not supported by this version/ ],
+    [ $good . "redis = localhost\n",
+      qr/w\.conf:3: setting "redis" is no address of Redis: / ],
+    [ $good . "redis = redis://:geheim\@h:x\n",
+      qr/w\.conf:3: setting "redis" is no address of Redis: (?!.*geheim)/ ],
+    [ $good . "redis_password_file = x\n",
+      qr/setting "redis_password_file" must be an absolute path/ ],
+    [ $good . "publish = on\n",
+      qr/w\.conf: setting "publish" is on, and setting "redis" is missing/ ],
+    [ $good . "publish = auto\n", qr/"publish" must be on or off/ ],
+    [ $good . "publish = yes\n", qr/"publish" must be on or off/ ],
     [ $good . "postgres_x = 1\n", qr/unknown setting "postgres_x"/ ],
     [ "postgres = nonsense=1\n",
       qr/w\.conf:1: setting "postgres" is no connection string/ ],

@@ -306,6 +306,13 @@ static const referral_fault_t  referral_guards[] = {
       "the retention counts the time during which a segment was seen"
       " committed; without it the time since it was made", 0 },
 
+    { "publish-fence",
+      "scripts compare the fence of the publisher that sent them", 0 },
+
+    { "publish-batch-compare",
+      "Redis has to hold the batch that Postgres knows; without it the"
+      " generation is enough", 0 },
+
     { NULL, NULL, 0 }
 };
 

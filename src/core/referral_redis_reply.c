@@ -37,8 +37,6 @@ referral_redis_advice(const char *reply)
         { "MOVED", "this is one node of a cluster, which is not supported" },
         { "CLUSTERDOWN", "it is a cluster, which is not supported" },
         { "CROSSSLOT", "it is a cluster, which is not supported" },
-        { "WRONGTYPE", "a key of ours holds something else: see TYPE"
-          " referral:publisher, and DEL it" },
         { "ERR max number of clients", "raise its maxclients" },
         { "ERR DB index", "it has no database of that number: see the URL" }
     };

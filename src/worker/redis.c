@@ -283,6 +283,11 @@ referral_redis_refused(referral_redis_t *r, const char *text)
 
     advice = referral_redis_advice(text);
 
+    if (advice == NULL && strncmp(text, "WRONGTYPE", 9) == 0) {
+        advice = "a key of ours holds something else: see the TYPE of"
+                 " referral:publisher and referral:off";
+    }
+
     snprintf(r->error, sizeof(r->error), "%.300s%s%.120s%s", text,
              advice ? " (" : "", advice ? advice : "", advice ? ")" : "");
 
