@@ -11,6 +11,7 @@
 #include "import.h"
 #include "journal.h"
 #include "output.h"
+#include "publish.h"
 #include "token.h"
 
 #include <string.h>
@@ -121,6 +122,22 @@ static const ctl_command_t  ctl_commands_own[] = {
       "With the columns that referrer import takes, without the contacts.\n",
       "  referralctl referrer export acme > users.csv\n", NULL },
 
+    { "publish", "", "",
+      "have the worker publish now, or compare Redis with Postgres",
+      CTL_CALL|CTL_OPT_REDIS|CTL_OPT_FULL|CTL_OPT_CHECK, 0, 0, ctl_publish,
+      "The worker publishes each change by itself.  This asks for it, waits\n"
+      "until Redis has all that was committed before, and tells how many\n"
+      "codes there are and how long it took.  Exits with 3 when no publisher\n"
+      "is seen for 30 seconds.\n"
+      "\n"
+      "With --check nothing is asked for: every field of every code is\n"
+      "compared.  What differs is looked at twice, as it may be on its way,\n"
+      "and printed; the exit code is 1 then.  Hashes without code_id were\n"
+      "written by hand and are only counted.\n",
+      "  referralctl publish --db dbname=referral\n"
+      "  referralctl publish --full\n"
+      "  referralctl publish --check --redis redis://127.0.0.1:6379\n", NULL },
+
     { "journal", "list", "",
       "list the streams of a journal",
       CTL_JOURNAL, 0, 0, ctl_journal_list,
@@ -217,6 +234,7 @@ static const ctl_noun_t  ctl_noun_list[] = {
     { "program", "programs of an organisation" },
     { "referrer", "who refers: customers, partners, employees ..." },
     { "code", "codes, as they are printed and shared" },
+    { "publish", "codes, from Postgres to Redis" },
     { "journal", "what nginx recorded and the worker carries" },
     { "db", "the schema in Postgres" },
     { "token", "attribution cookies" },
