@@ -49,7 +49,7 @@ static const ctl_call_name_t  ctl_call_names[] = {
       "SELECT id, id, slug FROM referral.organisations"
       "    WHERE (slug = $1 OR id = $3::bigint)"
       "          AND ($2::bigint IS NULL OR id = $2::bigint)"
-      "    ORDER BY slug <> $1 LIMIT 6",
+      "    ORDER BY slug <> $1, 3 LIMIT 6",
       "id:17 is the one with this id" },
 
     { CTL_ARG_PROGRAM, "program",
@@ -59,7 +59,7 @@ static const ctl_call_name_t  ctl_call_names[] = {
       "    WHERE (p.slug = $1 OR o.slug || '/' || p.slug = $1"
       "           OR p.id = $3::bigint)"
       "          AND ($2::bigint IS NULL OR o.id = $2::bigint)"
-      "    ORDER BY p.slug <> $1 LIMIT 6",
+      "    ORDER BY p.slug <> $1, 3 LIMIT 6",
       "write ORG/PROGRAM, or id:17 for the one with this id" },
 
     { CTL_ARG_REFERRER, "referrer",
@@ -71,14 +71,14 @@ static const ctl_call_name_t  ctl_call_names[] = {
       "           OR starts_with($1, o.slug || '/')"
       "              AND r.external_id = substr($1, length(o.slug) + 2))"
       "          AND ($2::bigint IS NULL OR o.id = $2::bigint)"
-      "    ORDER BY r.external_id IS DISTINCT FROM $1 LIMIT 6",
+      "    ORDER BY r.external_id IS DISTINCT FROM $1, 3 LIMIT 6",
       "write ORG/ID, or id:17 for the one with this number" },
 
     { CTL_ARG_CODE, "code",
       "SELECT id, organisation_id, code FROM referral.codes"
       "    WHERE (code = upper($1::text) OR id = $3::bigint)"
       "          AND ($2::bigint IS NULL OR organisation_id = $2::bigint)"
-      "    ORDER BY code <> upper($1::text) LIMIT 6",
+      "    ORDER BY code <> upper($1::text), 3 LIMIT 6",
       "id:17 is the one with this id" }
 };
 
