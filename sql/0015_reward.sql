@@ -1573,6 +1573,12 @@ BEGIN
         RETURN refused;
     END IF;
 
+    IF r.organisation_id <> organisation_id THEN
+        RAISE EXCEPTION 'referral % is of another organisation', r.id
+            USING ERRCODE = 'RF090',
+                  HINT = 'The view referral.referrals lists them.';
+    END IF;
+
     c.id := nextval('referral.conversion_id_seq');
     c.referral_id := r.id;
     c.program_id := r.program_id;
