@@ -1075,6 +1075,11 @@ BEGIN
     PERFORM referral.organisation_live(p.organisation_id);
     PERFORM referral.import_check('code_import', rows);
 
+    -- one at a time: two with their rows in different orders would deadlock
+
+    PERFORM pg_advisory_xact_lock(hashtextextended('referral.code_import',
+                                                   p.id));
+
     IF NOT p.template AND p.status <> 'archived' THEN
         made := referral.code_import_new(p, rows);
     END IF;
@@ -1221,6 +1226,9 @@ DECLARE
 BEGIN
     o := referral.organisation_live(organisation_id);
     PERFORM referral.import_check('referrer_import', rows);
+
+    PERFORM pg_advisory_xact_lock(hashtextextended('referral.referrer_import',
+                                                   o.id));
 
     FOR line, given IN
         SELECT e.n, e.value
