@@ -45,7 +45,13 @@ BEGIN
         part := regexp_match(host COLLATE "C",
                              '^\[([0-9A-Fa-f:.]{2,45})\](.*)$');
 
-        IF part IS NULL OR strpos(part[1], ':') = 0 THEN
+        -- the type takes shorter IPv4 ends than inet_pton() does
+
+        IF part IS NULL OR strpos(part[1], ':') = 0
+           OR strpos(part[1], '.') > 0
+              AND part[1] !~ (':((25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])\.){3}'
+                              '(25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])$')
+        THEN
             RETURN 'no IPv6 address in the brackets';
         END IF;
 
