@@ -145,7 +145,7 @@ $(LIB): $(CORE_OBJ)
 	$(call step,AR,$@) rm -f $@; $(AR) rcs $@ $^
 
 $(BUILD)/referral-worker: $(WORKER_OBJ) $(LIB)
-	$(call step,LD,$@) $(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ -lpq -lhiredis $(LIBS)
+	$(call step,LD,$@) $(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ -lpq -lhiredis -lcurl -lmicrohttpd $(LIBS)
 
 $(BUILD)/referralctl: $(CTL_OBJ) $(LIB)
 	$(call step,LD,$@) $(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ -lpq -lhiredis -ljansson $(LIBS)

@@ -10,6 +10,7 @@ use warnings;
 
 use IO::Select;
 use IO::Socket::INET;
+use POSIX ();
 use Test::More;
 use Time::HiRes qw(sleep time);
 use Referral::Test;
@@ -193,7 +194,7 @@ $t->done();
 
 
 # forwards, but drops the connection instead of the first answer to a COMMIT
-# of a transaction that copied
+# of a transaction that copied; a process for each connection
 
 sub proxy {
     my ($from, $to) = @_;
@@ -203,11 +204,17 @@ sub proxy {
     my $listen = IO::Socket::INET->new(LocalAddr => '127.0.0.1',
         LocalPort => $from, Listen => 5, ReuseAddr => 1) or die;
 
-    my $cut = 0;
+    my $cut = $t->dir() . '/cut';
+    $SIG{CHLD} = 'IGNORE';
 
-    while (my $client = $listen->accept()) {
+    for ( ;; ) {
+        my $client = $listen->accept() or next;
+        next if fork();
+        close($listen);
+
         my $server = IO::Socket::INET->new(PeerAddr => '127.0.0.1',
-                                           PeerPort => $to) or next;
+                                           PeerPort => $to)
+            or POSIX::_exit(0);
         my $select = IO::Select->new($client, $server);
         my $copied = 0;
 
@@ -220,8 +227,8 @@ sub proxy {
                     syswrite($server, $data);
                     $copied = 1 if $data =~ /COPY referral\.interaction/;
 
-                    if (!$cut && $copied && $data =~ /COMMIT\0/) {
-                        $cut = 1;
+                    if (!-e $cut && $copied && $data =~ /COMMIT\0/) {
+                        open(my $made, '>', $cut);
                         sleep(0.3);
                         last CONNECTION;
                     }
@@ -232,7 +239,6 @@ sub proxy {
             }
         }
 
-        close($client);
-        close($server);
+        POSIX::_exit(0);
     }
 }

@@ -35,11 +35,17 @@ retention_interactions = off
 redis = redis://user\@127.0.0.1:6379/1
 redis_password_file = /etc/referral/redis.password
 publish = off
+listen = [::1]:9180
+webhook_timeout = 5s
 log_level = debug
 lock_timeout = 100ms
 statement_timeout = 1 h
 END
 is($r->{status}, 0, 'every setting') or diag($r->{output});
+
+is(settings($good . "listen = $_\n")->{status}, 0, "listen = $_")
+    for 'off', '127.0.0.1:9180', 'unix:/run/x', '0.0.0.0:9180 public',
+        '[2001:db8::1]:9180 public';
 
 for my $case (
     [ "journal = /x\npostgres = dbname=x\nnonsense = 1\n",
@@ -78,6 +84,18 @@ for my $case (
     [ $good . "retention_interactions = 0 days\n", qr/must be "N days"/ ],
     [ $good . "retention_interactions = 1 day'; DROP\n",
       qr/must be "N days"/ ],
+    [ $good . "listen = localhost:9180\n", qr/an address in digits/ ],
+    [ $good . "listen = 9180\n", qr/must be "127.0.0.1:PORT"/ ],
+    [ $good . "listen = 127.0.0.1:\n", qr/a port from 1 to 65535/ ],
+    [ $good . "listen = 127.0.0.1:65536\n", qr/a port from 1 to 65535/ ],
+    [ $good . "listen = 127.0.0.1:80 open\n", qr/nothing more but/ ],
+    [ $good . "listen = 0.0.0.0:9180\n", qr/open to other machines/ ],
+    [ $good . "listen = [::]:9180\n", qr/open to other machines/ ],
+    [ $good . "listen = [::1:9180\n", qr/must be "127.0.0.1:PORT"/ ],
+    [ $good . "listen = []:9180\n", qr/an address in digits/ ],
+    [ $good . "listen = unix:run\n", qr/an absolute path behind "unix:"/ ],
+    [ $good . "listen = unix:/" . 'x' x 120 . "\n", qr/too long a path/ ],
+    [ $good . "webhook_timeout = 40s\n", qr/from 1000ms to 30000ms/ ],
     [ $good . "log_level = loud\n", qr/must be error, warn, info or debug/ ],
     [ $good . 'x' x 5000 . "\n", qr/w\.conf:3: the line is too long/ ],
     [ "journal = /x\0y\n", qr/w\.conf:1: the line is too long or has a NUL/ ],

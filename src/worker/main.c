@@ -12,16 +12,19 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "referral_fault.h"
 #include "flush.h"
 #include "free.h"
+#include "listen.h"
 #include "log.h"
 #include "maintain.h"
 #include "notify.h"
 #include "publish.h"
 #include "signals.h"
 #include "stat.h"
+#include "webhook.h"
 
 
 /* milliseconds */
@@ -44,6 +47,8 @@ typedef struct {
     referral_flush_t           flush;
     referral_maintain_t        maintain;
     referral_publish_t         publish;
+    referral_webhook_t         webhook;
+    referral_listen_t          listen;
 
     uint64_t                   freed;      /* when, monotonic ms */
     uint64_t                   summary;
@@ -61,6 +66,8 @@ typedef struct {
 static int referral_worker_options(int argc, char **argv, const char **file,
     unsigned *test);
 static int referral_worker_start(referral_worker_t *w);
+static int referral_worker_threads(referral_worker_t *w);
+static int referral_worker_join(referral_worker_t *w);
 static void referral_worker_run(referral_worker_t *w);
 static void referral_worker_reload(referral_worker_t *w);
 static int referral_worker_open(referral_worker_t *w);
@@ -73,7 +80,7 @@ static void referral_worker_failed(referral_worker_t *w);
 static void referral_worker_save(referral_worker_t *w);
 static int referral_worker_regular(referral_worker_t *w);
 static void referral_worker_summary(referral_worker_t *w);
-static void referral_worker_stop(referral_worker_t *w);
+static int referral_worker_stop(referral_worker_t *w);
 
 
 static const char  usage[] =
@@ -125,7 +132,13 @@ main(int argc, char **argv)
     }
 
     referral_worker_run(&w);
-    referral_worker_stop(&w);
+
+    if (referral_worker_stop(&w) != REFERRAL_OK) {
+
+        /* a thread is still there, and what it uses must be, too */
+
+        _exit(0);
+    }
 
     return 0;
 }
@@ -206,12 +219,51 @@ referral_worker_start(referral_worker_t *w)
     w->flush.source = &w->journal.base;
     w->summary = referral_now();
 
+    referral_stat_set(postgres_away, w->summary);
+
+    if (referral_send_global() != REFERRAL_OK) {
+        referral_log(REFERRAL_LOG_ERROR, "start-failed",
+                     "libcurl could not be initialised", NULL);
+        return REFERRAL_ERROR;
+    }
+
+    if (referral_worker_threads(w) != REFERRAL_OK
+        || referral_listen_start(&w->listen, w->settings.listen)
+           != REFERRAL_OK)
+    {
+        return REFERRAL_ERROR;
+    }
+
     referral_log(REFERRAL_LOG_INFO, "start", NULL, "version=%s journal=%s",
                  REFERRAL_VERSION, w->settings.journal);
 
+    return REFERRAL_OK;
+}
+
+
+static int
+referral_worker_threads(referral_worker_t *w)
+{
     referral_publish_start(&w->publish, &w->settings);
 
-    return REFERRAL_OK;
+    return referral_webhook_start(&w->webhook, &w->settings);
+}
+
+
+/* all are asked before one is waited for */
+
+static int
+referral_worker_join(referral_worker_t *w)
+{
+    int  rc;
+
+    referral_thread_ask(&w->publish.thread);
+    referral_thread_ask(&w->webhook.thread);
+
+    rc = referral_publish_stop(&w->publish);
+
+    return referral_webhook_stop(&w->webhook) == REFERRAL_OK ? rc
+                                                             : REFERRAL_AGAIN;
 }
 
 
@@ -281,13 +333,11 @@ referral_worker_reload(referral_worker_t *w)
         return;
     }
 
-    /* the threads read the settings */
+    /* their settings are about to go; one that is busy is asked again */
 
-    if (referral_publish_stop(&w->publish) != REFERRAL_OK) {
-        referral_log(REFERRAL_LOG_ERROR, "reload-failed", "the publisher does"
-                     " not stop: reload again later, or restart", NULL);
+    if (referral_worker_join(w) != REFERRAL_OK) {
         referral_settings_free(&fresh);
-        referral_notify_ready();
+        referral_reload = 1;
         return;
     }
 
@@ -315,7 +365,7 @@ referral_worker_reload(referral_worker_t *w)
     referral_pg_close(&w->pg);
     w->pg.retry = 0;
 
-    referral_publish_start(&w->publish, &w->settings);
+    (void) referral_worker_threads(w);
 
     referral_log(REFERRAL_LOG_INFO, "reload", NULL, NULL);
     referral_notify_ready();
@@ -452,6 +502,7 @@ referral_worker_sweep(referral_worker_t *w)
 
     referral_pg_recovered(&w->pg);
     referral_stat_set(postgres_away, 0);
+    referral_stat_set(postgres_seen, 1);
 
     w->behind = more;
     referral_notify_status(more ? "catching up" : "idle");
@@ -668,14 +719,15 @@ referral_worker_summary(referral_worker_t *w)
 }
 
 
-static void
+static int
 referral_worker_stop(referral_worker_t *w)
 {
-    int  busy;
+    int  rc;
 
     referral_notify_stopping();
 
-    busy = referral_publish_stop(&w->publish) != REFERRAL_OK;
+    referral_listen_stop(&w->listen);
+    rc = referral_worker_join(w);
 
     referral_log(REFERRAL_LOG_INFO, "stop", NULL, "rows=%llu batches=%llu",
                  (unsigned long long) w->flush.stat.rows,
@@ -687,11 +739,10 @@ referral_worker_stop(referral_worker_t *w)
         referral_source_journal_close(&w->journal);
     }
 
-    referral_flush_free(&w->flush);
-
-    /* what a thread still reads is left to exit() */
-
-    if (!busy) {
+    if (rc == REFERRAL_OK) {
+        referral_flush_free(&w->flush);
         referral_settings_free(&w->settings);
     }
+
+    return rc;
 }

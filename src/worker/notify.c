@@ -16,6 +16,7 @@
 
 #include "notify.h"
 #include "signals.h"
+#include "stat.h"
 
 
 static void referral_notify_send(const char *text);
@@ -134,11 +135,12 @@ referral_notify_alive(void)
 {
     uint64_t  now;
 
+    now = referral_now();
+    referral_stat_set(alive, now);
+
     if (referral_notify_interval == 0) {
         return;
     }
-
-    now = referral_now();
 
     if (now - referral_notify_last >= referral_notify_interval) {
         referral_notify_last = now;

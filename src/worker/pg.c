@@ -317,8 +317,9 @@ referral_pg_close(referral_pg_t *pg)
 void
 referral_pg_failed(referral_pg_t *pg)
 {
-    uint32_t  r, text;
-    uint64_t  now, top;
+    uint32_t              r, text;
+    uint64_t              now, top;
+    referral_log_level_e  level;
 
     referral_pg_close(pg);
 
@@ -356,9 +357,10 @@ referral_pg_failed(referral_pg_t *pg)
         snprintf(pg->reason, sizeof(pg->reason), "%s", pg->sqlstate);
         pg->logged = now;
 
-        referral_log(pg->class == REFERRAL_PG_RETRY ? REFERRAL_LOG_WARN
-                                                    : REFERRAL_LOG_ERROR,
-                     "postgres-failed", pg->error,
+        level = pg->class != REFERRAL_PG_RETRY ? REFERRAL_LOG_ERROR
+                : pg->quiet ? REFERRAL_LOG_DEBUG : REFERRAL_LOG_WARN;
+
+        referral_log(level, "postgres-failed", pg->error,
                      "sqlstate=%s kind=%s attempts=%llu since_ms=%llu"
                      " name=%s",
                      pg->sqlstate,
@@ -373,7 +375,8 @@ void
 referral_pg_recovered(referral_pg_t *pg)
 {
     if (pg->failures) {
-        referral_log(REFERRAL_LOG_INFO, "postgres-back", NULL,
+        referral_log(pg->quiet ? REFERRAL_LOG_DEBUG : REFERRAL_LOG_INFO,
+                     "postgres-back", NULL,
                      "attempts=%llu after_ms=%llu",
                      (unsigned long long) pg->failures,
                      (unsigned long long) (referral_now() - pg->since));
@@ -772,6 +775,15 @@ referral_pg_result_error(referral_pg_t *pg, const PGresult *res)
     snprintf(pg->error, sizeof(pg->error), "%.300s%s%.160s",
              message ? message : "no message", detail ? ": " : "",
              detail ? detail : "");
+}
+
+
+int
+referral_pg_broken(referral_pg_t *pg)
+{
+    referral_pg_lost(pg, NULL);
+
+    return REFERRAL_ERROR;
 }
 
 

@@ -32,6 +32,7 @@ typedef struct {
     PGconn                     *conn;
     const referral_settings_t  *settings;
     const char                 *name;      /* application_name */
+    unsigned                    quiet:1;   /* another tells of outages */
 
     unsigned                    host;      /* which of several is next */
     unsigned                    nhosts;
@@ -73,6 +74,9 @@ void referral_pg_failed(referral_pg_t *pg);
 
 /* after a success of what had failed */
 void referral_pg_recovered(referral_pg_t *pg);
+
+/* libpq said that the connection is lost: keeps that, is REFERRAL_ERROR */
+int referral_pg_broken(referral_pg_t *pg);
 
 /*
  * Runs a query.  With no values it may hold several statements, the result is

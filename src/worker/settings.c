@@ -14,6 +14,7 @@
 #include <libpq-fe.h>
 
 #include "referral_redis_url.h"
+#include "listen.h"
 #include "settings.h"
 
 
@@ -57,6 +58,8 @@ static const char *referral_setting_number(const referral_setting_t *st,
 static const char *referral_setting_time(const referral_setting_t *st,
     const char *value, void *target);
 static const char *referral_setting_interval(const referral_setting_t *st,
+    const char *value, void *target);
+static const char *referral_setting_listen(const referral_setting_t *st,
     const char *value, void *target);
 static const char *referral_setting_level(const referral_setting_t *st,
     const char *value, void *target);
@@ -109,6 +112,14 @@ static const referral_setting_t  referral_settings[] = {
       referral_setting_offset(retention_interactions),
       0, "13 months", 1, 1200 },
 
+    { "listen", referral_setting_listen,
+      referral_setting_offset(listen),
+      REFERRAL_SETTING_NO_RELOAD, "off", 0, 0 },
+
+    { "webhook_timeout", referral_setting_time,
+      referral_setting_offset(webhook_timeout),
+      0, "15s", 1000, 30000 },
+
     { "log_level", referral_setting_level,
       referral_setting_offset(log_level),
       0, "info", 0, 0 },
@@ -125,13 +136,6 @@ static const referral_setting_t  referral_settings[] = {
 
 #define REFERRAL_NSETTINGS                                                   \
     (sizeof(referral_settings) / sizeof(referral_settings[0]))
-
-
-/* names that are promised, so that a config from the future is told apart */
-
-static const char  *referral_settings_later[] = {
-    "listen", "webhook_timeout"
-};
 
 
 static const char  *referral_setting_levels[] = {
@@ -210,7 +214,6 @@ referral_settings_line(referral_settings_t *s, char *line, uint64_t *seen,
     char *error)
 {
     char                      *name, *value, *p;
-    size_t                     i;
     uint64_t                   bit;
     const char                *problem;
     const referral_setting_t  *st;
@@ -242,14 +245,6 @@ referral_settings_line(referral_settings_t *s, char *line, uint64_t *seen,
     *p = '\0';
     name = referral_settings_trim(name);
     value = referral_settings_trim(p + 1);
-
-    for (i = 0; i < sizeof(referral_settings_later) / sizeof(char *); i++) {
-        if (strcmp(name, referral_settings_later[i]) == 0) {
-            snprintf(error, REFERRAL_ERROR_LEN,
-                     "setting \"%s\" is not supported by this version", name);
-            return REFERRAL_ERROR;
-        }
-    }
 
     st = referral_settings_find(name);
     if (st == NULL) {
@@ -325,19 +320,23 @@ void
 referral_settings_reload(referral_settings_t *s, referral_settings_t *fresh,
     const char **changed)
 {
-    char                 *journal;
+    char                 *journal, *listen;
     referral_settings_t   old;
 
-    *changed = strcmp(s->journal, fresh->journal) ? "journal" : NULL;
+    *changed = strcmp(s->journal, fresh->journal) ? "journal"
+               : strcmp(s->listen, fresh->listen) ? "listen" : NULL;
 
     old = *s;
     journal = fresh->journal;
+    listen = fresh->listen;
 
     *s = *fresh;
     s->journal = old.journal;
+    s->listen = old.listen;
 
     *fresh = old;
     fresh->journal = journal;
+    fresh->listen = listen;
 
     referral_settings_free(fresh);
 }
@@ -351,6 +350,7 @@ referral_settings_free(referral_settings_t *s)
     free(s->redis);
     free(s->redis_password_file);
     free(s->retention_interactions);
+    free(s->listen);
 
     memset(s, 0, sizeof(referral_settings_t));
 }
@@ -552,6 +552,25 @@ referral_setting_interval(const referral_setting_t *st, const char *value,
 
     return "must be \"N days\", \"N months\", \"N years\" (1 to 1200) or"
            " \"off\"";
+}
+
+
+/* the address is taken apart where it is bound, by the same function */
+
+static const char *
+referral_setting_listen(const referral_setting_t *st, const char *value,
+    void *target)
+{
+    const char              *problem;
+    referral_listen_addr_t   addr;
+
+    if (strcmp(value, "off") == 0) {
+        return referral_setting_copy(target, "");
+    }
+
+    problem = referral_listen_parse(&addr, value);
+
+    return problem != NULL ? problem : referral_setting_copy(target, value);
 }
 
 

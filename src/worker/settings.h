@@ -30,6 +30,8 @@ typedef struct {
     uint64_t             batch_wait;       /* ms */
     uint64_t             retention;        /* ms */
     char                *retention_interactions; /* interval, "" for ever */
+    char                *listen;           /* address, "" for none */
+    uint64_t             webhook_timeout;  /* ms */
     uint64_t             log_level;        /* referral_log_level_e */
     uint64_t             lock_timeout;     /* ms */
     uint64_t             statement_timeout;/* ms */

@@ -75,6 +75,8 @@ typedef struct {
 
     uint64_t                 postgres_away;
     uint64_t                 journal_away;
+    uint64_t                 postgres_seen;  /* 1: there was a connection */
+    uint64_t                 alive;          /* the main loop came by */
 } referral_stat_t;
 
 

@@ -137,6 +137,9 @@ referral_stopping(void)
         return referral_quit;
     }
 
-    return __atomic_load_n(&referral_thread_current->stopping,
-                           __ATOMIC_ACQUIRE);
+    /* not only when it is asked: the main thread may be in a long batch */
+
+    return referral_quit
+           || __atomic_load_n(&referral_thread_current->stopping,
+                              __ATOMIC_ACQUIRE);
 }
