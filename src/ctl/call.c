@@ -13,6 +13,10 @@
 #include <string.h>
 
 
+#define CTL_CALL_READ   4096
+#define CTL_CALL_STDIN  (1024 * 1024)
+
+
 typedef struct {
     const ctl_arg_t     *arg;
     const char          *text;
@@ -38,7 +42,7 @@ static const ctl_arg_t *ctl_call_key(const ctl_call_t *call, const char *text,
     size_t len);
 static int ctl_call_unknown(const ctl_call_t *call, const char *text,
     size_t len);
-static int ctl_call_required(const ctl_call_ctx_t *ctx);
+static int ctl_call_values(const ctl_call_ctx_t *ctx);
 static int ctl_call_operand(ctl_call_ctx_t *ctx, PGconn *pg, size_t n);
 static int ctl_call_object(ctl_call_ctx_t *ctx, PGconn *pg);
 static int ctl_call_add(ctl_call_ctx_t *ctx, PGconn *pg, json_t *object,
@@ -68,26 +72,13 @@ ctl_call_command(const ctl_call_t *call, ctl_command_t *cmd)
 void
 ctl_call_usage(const ctl_call_t *call)
 {
-    size_t            i, required;
     const ctl_arg_t  *arg;
 
     for (arg = call->operands; arg->name != NULL; arg++) {
         printf(arg->flags & CTL_ARG_OPTIONAL ? " [%s]" : " %s", arg->name);
     }
 
-    required = 0;
-
-    for (i = 0; call->keys[i] != NULL; i++) {
-        for (arg = call->keys[i]; arg->name != NULL; arg++) {
-
-            if (arg->flags & CTL_ARG_REQUIRED) {
-                printf(" %s=...", arg->name);
-                required++;
-            }
-        }
-    }
-
-    if (i) {
+    if (call->keys[0] != NULL) {
         printf(" [KEY=VALUE ...]");
     }
 }
@@ -196,7 +187,8 @@ ctl_call_open(PGconn **pg, const ctl_options_t *o)
     params[0] = o->actor;
 
     result = ctl_pg_query(*pg, &rc,
-                          "SELECT set_config('client_encoding', 'UTF8', false),"
+                          "SELECT"
+                          " set_config('client_encoding', 'UTF8', false),"
                           " set_config('TimeZone', 'UTC', false),"
                           " set_config('DateStyle', 'ISO, YMD', false),"
                           " set_config('IntervalStyle', 'postgres', false),"
@@ -282,7 +274,7 @@ ctl_call_parse(ctl_call_ctx_t *ctx, const ctl_options_t *o)
         return CTL_USAGE;
     }
 
-    return ctl_call_required(ctx);
+    return ctl_call_values(ctx);
 }
 
 
@@ -383,35 +375,15 @@ ctl_call_unknown(const ctl_call_t *call, const char *text, size_t len)
 }
 
 
-/* keys that must be there, and values that no server has to judge */
+/* before any server is asked */
 
 static int
-ctl_call_required(const ctl_call_ctx_t *ctx)
+ctl_call_values(const ctl_call_ctx_t *ctx)
 {
     int                     rc;
-    size_t                  i, k;
+    size_t                  i;
     json_t                 *value;
-    const ctl_arg_t        *arg;
     const ctl_call_pair_t  *pair;
-
-    for (k = 0; ctx->call->keys[k] != NULL; k++) {
-        for (arg = ctx->call->keys[k]; arg->name != NULL; arg++) {
-
-            if (!(arg->flags & CTL_ARG_REQUIRED)) {
-                continue;
-            }
-
-            for (i = 0; i < ctx->npairs && ctx->pairs[i].arg != arg; i++) {
-                /* void */
-            }
-
-            if (i == ctx->npairs || ctx->pairs[i].text[0] == '\0') {
-                ctl_error("%s %s needs: %s=...", ctx->call->noun,
-                          ctx->call->verb, arg->name);
-                return CTL_USAGE;
-            }
-        }
-    }
 
     for (i = 0; i < ctx->npairs; i++) {
         pair = &ctx->pairs[i];
@@ -503,8 +475,8 @@ ctl_call_add(ctl_call_ctx_t *ctx, PGconn *pg, json_t *object,
     const ctl_call_pair_t *pair)
 {
     int      rc;
-    char    *id, *org;
-    json_t  *value, *contact;
+    char    *id, *org, name[64];
+    json_t  *value, *unit, *contact;
 
     if (pair->arg->type >= CTL_ARG_ORG && pair->arg->type < CTL_ARG_ID
         && pair->text[0] != '\0')
@@ -524,6 +496,14 @@ ctl_call_add(ctl_call_ctx_t *ctx, PGconn *pg, json_t *object,
 
         free(org);
         free(id);
+
+    } else if (pair->arg->type == CTL_ARG_MONEY && pair->text[0] != '\0') {
+        rc = ctl_call_money(pg, pair->arg->name, pair->text, &value, &unit);
+
+        if (rc == CTL_DONE) {
+            snprintf(name, sizeof(name), "%s_unit", pair->arg->name);
+            json_object_set_new(object, name, unit);
+        }
 
     } else {
         rc = ctl_call_value(pair->arg->name, pair->arg->type, pair->text,
@@ -592,18 +572,30 @@ ctl_call_write(ctl_call_ctx_t *ctx, PGconn *pg, int json)
 }
 
 
-/* one line, as a token or a reason is */
+/* all of it, without the end of its last line */
 
 static char *
 ctl_call_stdin(void)
 {
-    char  line[8192];
+    char    *text;
+    size_t   len, n;
 
-    if (fgets(line, sizeof(line), stdin) == NULL) {
-        line[0] = '\0';
+    text = NULL;
+    len = 0;
+
+    do {
+        text = ctl_realloc(text, len + CTL_CALL_READ + 1);
+        n = fread(text + len, 1, CTL_CALL_READ, stdin);
+        len += n;
+    } while (n == CTL_CALL_READ && len < CTL_CALL_STDIN);
+
+    while (len && (text[len - 1] == '\n' || text[len - 1] == '\r')) {
+        len--;
     }
 
-    return ctl_dup(line, strcspn(line, "\r\n"));
+    text[len] = '\0';
+
+    return text;
 }
 
 

@@ -30,6 +30,10 @@ typedef enum {
     CTL_ARG_TIME,
     CTL_ARG_CODE_TEXT,                     /* folded */
     CTL_ARG_PATTERN,                       /* * and ?, for LIKE */
+    CTL_ARG_DAY,
+    CTL_ARG_UUID,
+    CTL_ARG_MONEY,                         /* minor units, or "12.50 EUR",
+                                              which sets NAME_unit, too */
 
     /* names, which become ids */
 
@@ -47,9 +51,8 @@ typedef enum {
 /* flags of arguments */
 
 #define CTL_ARG_OPTIONAL   0x01            /* operands */
-#define CTL_ARG_REQUIRED   0x02            /* keys */
-#define CTL_ARG_CONTACT    0x04            /* keys: into the object contact */
-#define CTL_ARG_STDIN      0x08            /* "-" reads standard input */
+#define CTL_ARG_CONTACT    0x02            /* keys: into the object contact */
+#define CTL_ARG_STDIN      0x04            /* operands: "-" is stdin */
 
 
 typedef struct {
@@ -64,7 +67,9 @@ typedef enum {
     CTL_PRINT_LIST = 0,                    /* a table, an array */
     CTL_PRINT_ONE,                         /* a row as fields, an object */
     CTL_PRINT_PROBLEMS,                    /* a list that should be empty */
-    CTL_PRINT_DOCUMENT                     /* one JSON value */
+    CTL_PRINT_ANSWER                       /* one JSON object, its members;
+                                              the outcome "unattributed" is
+                                              something that is wrong */
 } ctl_print_e;
 
 
@@ -98,11 +103,19 @@ typedef struct ctl_call_s {
 
 extern const ctl_call_t  ctl_tenant_calls[];
 extern const ctl_call_t  ctl_code_calls[];
+extern const ctl_call_t  ctl_referral_calls[];
+extern const ctl_call_t  ctl_money_calls[];
+extern const ctl_call_t  ctl_webhook_calls[];
 
 /* of verbs that can be asked of Redis, too */
 
 extern const ctl_call_t  ctl_code_show_call;
 extern const ctl_call_t  ctl_code_list_call;
+
+
+/* keys of a person, into the object contact */
+
+extern const ctl_arg_t  ctl_contact_keys[];
 
 
 /* fills the command that stands for the call */
@@ -129,6 +142,13 @@ int ctl_call_open(PGconn **pg, const ctl_options_t *o);
  */
 int ctl_call_resolve(PGconn *pg, ctl_arg_e type, const char *text, char **org,
     char **id);
+
+/*
+ * The minor units of "12.50 EUR", and its unit; of a plain number they are the
+ * number, and the unit is null.
+ */
+int ctl_call_money(PGconn *pg, const char *name, const char *text,
+    json_t **amount, json_t **unit);
 
 /* the value of a key, as the functions of the schema expect it */
 int ctl_call_value(const char *name, ctl_arg_e type, const char *text,

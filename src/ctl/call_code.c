@@ -150,7 +150,7 @@ const ctl_call_t  ctl_code_calls[] = {
       "SELECT id FROM referral.code_create($1::bigint,"
       " ($3::jsonb ->> 'referrer')::bigint, $2, $3::jsonb - 'referrer')",
       CODE_BY_ID, CTL_PRINT_ONE, "code %s is made",
-      "Without CODE an automatic one.  The worker writes it to Redis at once.\n",
+      "Without CODE an automatic one.  The worker writes it to Redis.\n",
       "  referralctl code create acme/summer SUMMER25 campaign=tv\n"
       "  referralctl code create acme/summer referrer=4711\n" },
 
@@ -161,7 +161,7 @@ const ctl_call_t  ctl_code_calls[] = {
       "SELECT referral.ensure_code($1::bigint, $2, $3::jsonb)",
       CODE_SHOW " WHERE c.code = $1", CTL_PRINT_ONE, "code %s",
       "Made, with the referrer, when there is none yet; the same each time.\n"
-      "USER is the id in your application.  Keys count only when it is made.\n",
+      "USER is the id in your application.  Keys count when it is made.\n",
       "  referralctl code ensure acme/summer 4711 name=Juan\n" },
 
     { "code", "update", "change a code in Postgres, which is published",

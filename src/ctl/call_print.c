@@ -52,6 +52,8 @@ static const char *ctl_call_column(const PGresult *result, int column);
 static void ctl_call_title(const PGresult *result, int column, char *buf,
     size_t size);
 static char *ctl_call_text(const PGresult *result, int row, int column);
+static int ctl_call_answer(const ctl_call_t *call, json_t *answer, int json);
+static void ctl_call_member(const char *name, const char *text);
 static void ctl_call_fields(const ctl_call_t *call, const PGresult *result);
 static json_t *ctl_call_json_row(const PGresult *result, int row);
 static json_t *ctl_call_json_value(const PGresult *result, int row,
@@ -214,26 +216,16 @@ ctl_call_end(ctl_call_list_t *list)
 int
 ctl_call_print(const ctl_call_t *call, PGresult *result, int json)
 {
-    json_t  *value;
-
     if (PQntuples(result) == 0 || PQnfields(result) == 0) {
         ctl_error("%s %s: there is nothing to show", call->noun, call->verb);
         return CTL_FOUND;
     }
 
-    if (call->print == CTL_PRINT_DOCUMENT) {
-        value = ctl_call_json_value(result, 0, 0);
+    if (call->print == CTL_PRINT_ANSWER) {
+        return ctl_call_answer(call, ctl_call_json_value(result, 0, 0), json);
+    }
 
-        if (json_is_null(value)) {
-            json_decref(value);
-            ctl_error("%s %s: there is nothing to show", call->noun,
-                      call->verb);
-            return CTL_FOUND;
-        }
-
-        ctl_json_print(value);
-
-    } else if (json) {
+    if (json) {
         ctl_json_print(ctl_call_json_row(result, 0));
 
     } else {
@@ -241,6 +233,66 @@ ctl_call_print(const ctl_call_t *call, PGresult *result, int json)
     }
 
     return CTL_DONE;
+}
+
+
+/* what a function says of its work: members, and lists line by line */
+
+static int
+ctl_call_answer(const ctl_call_t *call, json_t *answer, int json)
+{
+    int          rc;
+    char        *text;
+    size_t       i;
+    json_t      *member, *one;
+    const char  *outcome, *name;
+
+    outcome = json_string_value(json_object_get(answer, "outcome"));
+    rc = outcome && strcmp(outcome, "unattributed") == 0 ? CTL_FOUND
+                                                         : CTL_DONE;
+
+    if (json) {
+        ctl_json_print(answer);
+        return rc;
+    }
+
+    printf("%s:\n", call->title);
+
+    json_object_foreach(answer, name, member) {
+
+        if (!json_is_array(member)) {
+            text = json_dumps(member, JSON_ENCODE_ANY|JSON_COMPACT);
+            ctl_call_member(name, json_is_string(member)
+                                  ? json_string_value(member) : text);
+            free(text);
+            continue;
+        }
+
+        json_array_foreach(member, i, one) {
+            text = json_dumps(one, JSON_ENCODE_ANY);
+            ctl_call_member(i ? "" : name, text);
+            free(text);
+        }
+    }
+
+    json_decref(answer);
+
+    return rc;
+}
+
+
+static void
+ctl_call_member(const char *name, const char *text)
+{
+    char  *one, *two;
+
+    one = ctl_clean(name, strlen(name));
+    two = ctl_clean(text, strlen(text));
+
+    printf("  %-14s  %s\n", one, two);
+
+    free(one);
+    free(two);
 }
 
 

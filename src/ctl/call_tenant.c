@@ -202,7 +202,7 @@ static const ctl_arg_t  ctl_referrer_keys[] = {
 };
 
 
-static const ctl_arg_t  ctl_contact_keys[] = {
+const ctl_arg_t  ctl_contact_keys[] = {
     { "name", CTL_ARG_TEXT, CTL_ARG_CONTACT, "contact, all optional" },
     { "first_name", CTL_ARG_TEXT, CTL_ARG_CONTACT, "" },
     { "last_name", CTL_ARG_TEXT, CTL_ARG_CONTACT, "" },
@@ -284,14 +284,16 @@ const ctl_call_t  ctl_tenant_calls[] = {
 
     { "org", "enable", "its codes work again",
       { ORG, END }, { NULL },
-      "SELECT $1::bigint, referral.organisation_set_status($1::bigint, 'active')",
+      "SELECT $1::bigint, referral.organisation_set_status($1::bigint,"
+      " 'active')",
       ORG_SHOW, CTL_PRINT_ONE, "organisation %s is enabled",
       "",
       "  referralctl org enable acme\n" },
 
     { "org", "disable", "switch all its codes off",
       { ORG, END }, { NULL },
-      "SELECT $1::bigint, referral.organisation_set_status($1::bigint, 'disabled')",
+      "SELECT $1::bigint, referral.organisation_set_status($1::bigint,"
+      " 'disabled')",
       ORG_SHOW, CTL_PRINT_ONE, "organisation %s is disabled",
       "The edges answer 410 from then on, for each code of each program.\n",
       "  referralctl org disable acme\n" },
@@ -417,7 +419,8 @@ const ctl_call_t  ctl_tenant_calls[] = {
       " $3::jsonb -> 'contact')",
       REFERRER_SHOW, CTL_PRINT_ONE, "referrer %s is made",
       "TYPE is customer, partner, influencer, employee, professional,\n"
-      "student, parent, alumni, affiliate, patient, provider, agent or user.\n",
+      "student, parent, alumni, affiliate, patient, provider, agent or\n"
+      "user.\n",
       "  referralctl referrer create acme customer external_id=4711 \\\n"
       "      name='Juan Perez' email=juan@example.com\n" },
 
@@ -489,21 +492,24 @@ const ctl_call_t  ctl_tenant_calls[] = {
 
     { "referrer", "enable", "make a referrer active again",
       { REFERRER, END }, { NULL },
-      "SELECT $1::bigint, referral.referrer_set_status($1::bigint, 'active')",
+      "SELECT $1::bigint, referral.referrer_set_status($1::bigint,"
+      " 'active')",
       REFERRER_SHOW, CTL_PRINT_ONE, "referrer %s is active",
       "",
       "  referralctl referrer enable 4711\n" },
 
     { "referrer", "disable", "suspend a referrer and all its codes",
       { REFERRER, END }, { NULL },
-      "SELECT $1::bigint, referral.referrer_set_status($1::bigint, 'suspended')",
+      "SELECT $1::bigint, referral.referrer_set_status($1::bigint,"
+      " 'suspended')",
       REFERRER_SHOW, CTL_PRINT_ONE, "referrer %s is suspended",
       "The edges answer 410 from then on.\n",
       "  referralctl referrer disable 4711\n" },
 
     { "referrer", "terminate", "end it with a referrer, for good",
       { REFERRER, END }, { NULL },
-      "SELECT $1::bigint, referral.referrer_set_status($1::bigint, 'terminated')",
+      "SELECT $1::bigint, referral.referrer_set_status($1::bigint,"
+      " 'terminated')",
       REFERRER_SHOW, CTL_PRINT_ONE, "referrer %s is terminated",
       "",
       "  referralctl referrer terminate 4711\n" },

@@ -40,6 +40,10 @@ static int ctl_call_flag(const char *name, const char *text, json_t **value);
 static int ctl_call_json(const char *name, const char *text, json_t **value);
 static json_t *ctl_call_list(const char *text);
 static int ctl_call_time(const char *name, const char *text, json_t **value);
+static int ctl_call_day(const char *name, const char *text, json_t **value);
+static int ctl_call_uuid(const char *name, const char *text, json_t **value);
+static int ctl_call_money_text(const char *name, const char *text,
+    json_t **value);
 static json_t *ctl_call_pattern(const char *text);
 
 
@@ -210,6 +214,15 @@ ctl_call_value(const char *name, ctl_arg_e type, const char *text,
     case CTL_ARG_TIME:
         return ctl_call_time(name, text, value);
 
+    case CTL_ARG_DAY:
+        return ctl_call_day(name, text, value);
+
+    case CTL_ARG_UUID:
+        return ctl_call_uuid(name, text, value);
+
+    case CTL_ARG_MONEY:
+        return ctl_call_money_text(name, text, value);
+
     case CTL_ARG_PATTERN:
         *value = ctl_call_pattern(text);
         return CTL_DONE;
@@ -339,6 +352,143 @@ ctl_call_time(const char *name, const char *text, json_t **value)
     }
 
     *value = json_string(text);
+
+    return CTL_DONE;
+}
+
+
+static int
+ctl_call_day(const char *name, const char *text, json_t **value)
+{
+    int64_t  seconds;
+
+    if (strlen(text) != 10 || text[4] != '-'
+        || ctl_time_parse(text, &seconds) != REFERRAL_OK)
+    {
+        ctl_error("%s: \"%s\" is no day such as 2026-12-31", name, text);
+        return CTL_USAGE;
+    }
+
+    *value = json_string(text);
+
+    return CTL_DONE;
+}
+
+
+static int
+ctl_call_uuid(const char *name, const char *text, json_t **value)
+{
+    size_t  i, digits;
+
+    digits = 0;
+
+    for (i = 0; text[i] != '\0'; i++) {
+
+        if (isxdigit((u_char) text[i])) {
+            digits++;
+
+        } else if (text[i] != '-') {
+            break;
+        }
+    }
+
+    if (text[i] != '\0' || digits != 32) {
+        ctl_error("%s: \"%s\" is no id such as "
+                  "01a1f8be-de27-7bff-8a65-3e00f9ea02aa", name, text);
+        return CTL_USAGE;
+    }
+
+    *value = json_string(text);
+
+    return CTL_DONE;
+}
+
+
+static int
+ctl_call_money_text(const char *name, const char *text, json_t **value)
+{
+    size_t  whole, rest;
+
+    whole = strspn(text, "0123456789");
+    rest = whole;
+
+    if (whole && whole <= 15 && text[rest] == '.') {
+        rest += 1 + strspn(&text[rest + 1], "0123456789");
+        rest = text[rest - 1] == '.' || rest > 20 ? 0 : rest;
+    }
+
+    if (whole == 0 || whole > 15 || rest == 0
+        || (text[rest] != '\0' && text[rest] != ' '
+            && !isalpha((u_char) text[rest])))
+    {
+        ctl_error("%s: \"%s\" is no amount such as \"12.50 EUR\", or 1250 "
+                  "in minor units", name, text);
+        return CTL_USAGE;
+    }
+
+    if (text[rest] == '\0' && rest != whole) {
+        ctl_error("%s: %s of what?  Write \"%s EUR\", or a whole number of "
+                  "minor units", name, text, text);
+        return CTL_USAGE;
+    }
+
+    *value = json_string(text);
+
+    return CTL_DONE;
+}
+
+
+int
+ctl_call_money(PGconn *pg, const char *name, const char *text,
+    json_t **amount, json_t **unit)
+{
+    int          rc;
+    char         digits[64];
+    size_t       whole, part, i;
+    PGresult    *result;
+    const char  *word;
+
+    whole = strspn(text, "0123456789");
+    part = text[whole] == '.' ? strspn(&text[whole + 1], "0123456789") : 0;
+    word = &text[whole + (part ? part + 1 : 0)];
+
+    while (*word == ' ') {
+        word++;
+    }
+
+    if (*word == '\0') {
+        *amount = json_integer(strtoll(text, NULL, 10));
+        *unit = json_null();
+        return CTL_DONE;
+    }
+
+    result = ctl_pg_query(pg, &rc, "SELECT exponent FROM referral.unit"
+                          " WHERE code = $1", 1, &word);
+    if (result == NULL) {
+        return rc;
+    }
+
+    i = PQntuples(result) ? (size_t) atoi(PQgetvalue(result, 0, 0)) : 0;
+    rc = PQntuples(result) ? CTL_DONE : CTL_FOUND;
+    PQclear(result);
+
+    if (rc != CTL_DONE) {
+        ctl_error("%s: there is no unit \"%s\"", name, word);
+        return rc;
+    }
+
+    if (part > i) {
+        ctl_error("%s: %s has %zu digits after the point, not %zu", name,
+                  word, i, part);
+        return CTL_FOUND;
+    }
+
+    snprintf(digits, sizeof(digits), "%.*s%.*s%.*s", (int) whole, text,
+             (int) part, &text[whole + (part != 0)], (int) (i - part),
+             "0000");
+
+    *amount = json_integer(strtoll(digits, NULL, 10));
+    *unit = json_string(word);
 
     return CTL_DONE;
 }

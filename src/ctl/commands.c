@@ -84,8 +84,8 @@ static const ctl_command_t  ctl_commands_own[] = {
       CTL_CALL, 1, 2, ctl_import_codes,
       "The first line names the columns, in any order:\n"
       "\n"
-      "  code          and, or instead, external_id, a referrer who then gets\n"
-      "                a code of its own\n"
+      "  code          and, or instead, external_id, a referrer who then\n"
+      "                gets a code of its own\n"
       "  status        active or disabled\n"
       "  name          an automatic code begins with it\n"
       "  campaign, channel, destination, rules, starts_at, expires_at,\n"
@@ -145,7 +145,8 @@ static const ctl_command_t  ctl_commands_own[] = {
       "while that worker runs, then final; aside: referral-worker set it\n"
       "aside, inspect prints the reason.  LAG is what Postgres has not got\n"
       "yet.  Everything is read, and checked as verify does.\n",
-      "  referralctl journal list --journal /var/lib/referral/journal\n", NULL },
+      "  referralctl journal list --journal /var/lib/referral/journal\n",
+      NULL },
 
     { "journal", "inspect", "STREAM|FILE",
       "show a stream, its segments and position, or one segment file",
@@ -153,7 +154,8 @@ static const ctl_command_t  ctl_commands_own[] = {
       "STREAM is an id as list prints it, or its beginning.  FILE is a path\n"
       "of a .seg file, which needs no journal around it.\n",
       "  referralctl journal inspect 0a1b2c\n"
-      "  referralctl journal inspect /tmp/copy/00000000000000000001.seg\n", NULL },
+      "  referralctl journal inspect /tmp/copy/00000000000000000001.seg\n",
+      NULL },
 
     { "journal", "verify", "[STREAM]",
       "read every record and report what is damaged or missing",
@@ -215,7 +217,8 @@ static const ctl_command_t  ctl_commands_own[] = {
       CTL_OPT_SECRET|CTL_OPT_MAX_AGE|CTL_OPT_JSON, 1, 1, ctl_token_verify,
       "Exits with 1 when the token is malformed, forged or too old, or its\n"
       "key is unknown.  TOKEN - is read from standard input.\n",
-      "  referralctl token verify --secret /etc/nginx/referral.secret -\n", NULL },
+      "  referralctl token verify --secret /etc/nginx/referral.secret -\n",
+      NULL },
 
     { "secret", "new", "[ID]",
       "print a new line for a secret file, with 32 random bytes",
@@ -234,6 +237,14 @@ static const ctl_noun_t  ctl_noun_list[] = {
     { "program", "programs of an organisation" },
     { "referrer", "who refers: customers, partners, employees ..." },
     { "code", "codes, as they are printed and shared" },
+    { "referral", "who was referred by whom, and what became of it" },
+    { "conversion", "orders and other successes, and refunds" },
+    { "rule", "what is earned, in versions" },
+    { "reward", "what was earned" },
+    { "payout", "what is paid to referrers" },
+    { "statement", "a referrer's account in a period" },
+    { "ledger", "accounts, transfers and the proof that they add up" },
+    { "webhook", "events to other systems" },
     { "publish", "codes, from Postgres to Redis" },
     { "journal", "what nginx recorded and the worker carries" },
     { "db", "the schema in Postgres" },
@@ -244,7 +255,8 @@ static const ctl_noun_t  ctl_noun_list[] = {
 
 
 static const ctl_call_t  *ctl_call_tables[] = {
-    ctl_tenant_calls, ctl_code_calls
+    ctl_tenant_calls, ctl_code_calls, ctl_referral_calls, ctl_money_calls,
+    ctl_webhook_calls
 };
 
 
