@@ -213,6 +213,25 @@ SELECT referral.publish_prune();
 SELECT is_empty('SELECT * FROM referral.publication', 'and forgotten');
 
 SET LOCAL client_min_messages = warning;
+
+-- what refers to codes and is only appended to is in the way here
+
+DO $$
+DECLARE
+    guard  record;
+BEGIN
+    FOR guard IN
+        SELECT tgrelid::regclass AS place, tgname
+            FROM pg_trigger
+            WHERE tgtype & 32 <> 0      -- TRUNCATE
+                  AND tgfoid::regproc::text ~ '_refuse$'
+    LOOP
+        EXECUTE format('ALTER TABLE %s DISABLE TRIGGER %I', guard.place,
+                       guard.tgname);
+    END LOOP;
+END
+$$;
+
 TRUNCATE referral.code CASCADE;
 SELECT ok(max(id) > :small AND bool_or(whole),
           'TRUNCATE asks for a full publish')
