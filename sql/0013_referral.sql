@@ -690,7 +690,8 @@ BEGIN
         WHEN c.uses >= c.max_uses THEN 'exhausted'
         WHEN f.organisation_id <> p.organisation_id THEN 'other-organisation'
         WHEN f.status <> 'active' THEN 'referrer-inactive'
-        WHEN NOT f.eligible THEN 'referrer-ineligible'
+        WHEN f.id IS NOT NULL AND referral.ineligible(p, f) IS NOT NULL
+            THEN 'referrer-ineligible'
         WHEN coalesce(referral.program_setting(p, 'self_referral') #>> '{}',
                       'refuse') = 'refuse'
              AND referral.is_referee(p, f, referee) THEN 'self-referral'
@@ -810,11 +811,14 @@ BEGIN
                   HINT = 'code_update() changes max_uses.';
 
     ELSIF why IN ('referrer-inactive', 'referrer-ineligible') THEN
-        RAISE EXCEPTION '%: referrer % can not be credited: %', code,
-                        candidate ->> 'referrer_id', substr(why, 10)
+        RAISE EXCEPTION '%: referrer % %', code,
+                        candidate ->> 'referrer_id',
+                        (SELECT referral.ineligible(p, f)
+                             FROM referral.referrer f
+                             WHERE f.id::text = candidate ->> 'referrer_id')
             USING ERRCODE = 'RF094',
-                  HINT = 'A referrer must be active, and eligible:'
-                         ' referrer_set_status(), referrer_update().';
+                  HINT = 'referrer_set_status(), referrer_update() or the'
+                         ' program''s eligibility.';
 
     ELSIF why = 'self-referral' THEN
         RAISE EXCEPTION '%: referrer % referred himself', code,
