@@ -710,7 +710,8 @@ BEGIN
                             UNION ALL
                             SELECT unnest(quiet), false) t
                       GROUP BY t.name) n
-                 LEFT JOIN referral.code_published p ON p.code = n.name;
+                 LEFT JOIN referral.code_published p ON p.code = n.name
+            ORDER BY n.name;
 END
 $$;
 
@@ -935,13 +936,16 @@ BEGIN
     -- no row is lost that a snapshot of now does not see: with no generation
     -- alive the next one begins with everything
 
+    WITH live AS (
+        SELECT DISTINCT ON (b.generation) b.snapshot, b.pending
+            FROM referral.publication_batch b
+            ORDER BY b.generation, b.batch DESC
+    )
     SELECT min(s.xmin::text::numeric)::text::xid8 INTO oldest
-        FROM (SELECT pg_snapshot_xmin(b.snapshot) AS xmin
-                  FROM referral.publication_batch b
+        FROM (SELECT pg_snapshot_xmin(l.snapshot) AS xmin FROM live l
               UNION ALL
               SELECT pg_snapshot_xmin((e ->> 'from')::pg_snapshot)
-                  FROM referral.publication_batch b,
-                       jsonb_array_elements(b.pending) e
+                  FROM live l, jsonb_array_elements(l.pending) e
                   WHERE e ->> 'kind' = 'marks'
               UNION ALL
               SELECT pg_snapshot_xmin(pg_current_snapshot())) s;

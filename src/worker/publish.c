@@ -106,8 +106,6 @@ referral_publish_run(void *data)
         rc = referral_publish_session(p);
 
         if (rc == REFERRAL_ERROR) {
-            p->lost = referral_redis_connected(&p->redis)
-                      && !referral_pg_connected(&p->pg);
             referral_publish_failed(p);
 
         } else if (rc == REFERRAL_DECLINED && p->taken) {
@@ -258,6 +256,7 @@ referral_publish_postgres(referral_publish_t *p)
     rc = referral_pg_connect(&p->pg);
 
     if (rc == REFERRAL_ERROR) {
+        p->lost = 1;
         referral_pg_close(&p->pg);
     }
 
@@ -599,9 +598,22 @@ referral_publish_batch(referral_publish_t *p, const PGresult *res,
     unsigned ready, uint64_t start)
 {
     int          rc;
+    uint64_t     end;
     const char  *waited;
 
+    /* Redis with a batch that Postgres lacks would be written anew */
+
+    p->thread.holding = 1;
+
     rc = referral_publish_write(p, res, ready);
+    end = referral_stat_now();
+
+    if (rc == REFERRAL_OK) {
+        rc = referral_publish_done(p, res, ready);
+    }
+
+    p->thread.holding = 0;
+
     if (rc != REFERRAL_OK) {
         return rc;
     }
@@ -612,16 +624,14 @@ referral_publish_batch(referral_publish_t *p, const PGresult *res,
 
     if (waited[0] != '\0') {
         referral_stat_time(publish, strtoull(waited, NULL, 10)
-                                    + referral_stat_now() - start);
+                                    + end - start);
     }
 
-    rc = referral_publish_done(p, res, ready);
-
-    if (rc == REFERRAL_OK && ready) {
+    if (ready) {
         referral_publish_full(p);
     }
 
-    return rc;
+    return REFERRAL_OK;
 }
 
 
@@ -840,8 +850,7 @@ referral_publish_query(referral_publish_t *p, const char *sql, int n,
         return REFERRAL_DONE;
     }
 
-    /* its words are in p->pg; without a connection it is known whose */
-
+    p->lost = 1;
     referral_pg_close(&p->pg);
 
     return REFERRAL_ERROR;

@@ -112,7 +112,7 @@ referral_wait(const char *what, int fd, short events, uint64_t ms,
 
     for ( ;; ) {
 
-        if (t != NULL ? referral_stopping()
+        if (t != NULL ? !t->holding && referral_stopping()
                       : stoppable && (referral_quit || referral_reload))
         {
             return REFERRAL_DONE;
@@ -124,7 +124,8 @@ referral_wait(const char *what, int fd, short events, uint64_t ms,
             step = REFERRAL_WAIT_STEP;
         }
 
-        pfd[0].fd = t != NULL ? t->wake : referral_signals_pipe[0];
+        pfd[0].fd = t == NULL ? referral_signals_pipe[0]
+                    : t->holding ? -1 : t->wake;
         pfd[0].events = POLLIN;
         pfd[1].fd = fd;
         pfd[1].events = events;

@@ -35,6 +35,10 @@ typedef struct {
     int                        wake;       /* eventfd, readable: stop */
     unsigned                   stopping;   /* atomic */
     unsigned                   running:1;
+
+    /* set by the thread itself: what it is at is to be finished first */
+
+    unsigned                   holding;
 } referral_thread_t;
 
 
