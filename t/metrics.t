@@ -88,7 +88,7 @@ sub moved {
     return {
         map { $_ => $after->{$_} - $before->{$_} }
         grep { $after->{$_} != $before->{$_} }
-        grep { /_total|_count/ && !/journal_bytes/ } keys %$after
+        grep { /_total|_count/ && !/journal_bytes|geo_reads/ } keys %$after
     };
 }
 
@@ -170,8 +170,7 @@ like_moved(sub { ask('/?ref=%00') },
            'malformed, a page');
 like_moved(sub { ask('/plain') }, {}, 'a request without a code');
 like_moved(sub { ask('/r/OK', 'Sec-Fetch-Dest' => 'image') },
-           { @hit, @nowhere },
-           'an image is no click, but its destination may name a place');
+           { @hit }, 'an image is no click');
 
 my $bytes = metrics()->{journal_bytes_total};
 
@@ -225,6 +224,13 @@ my @found = ('geo_lookups_total{result="found"}' => 1);
 like_moved(sub { ask('/r/OK', 'X-Real-IP' => '192.0.2.7') },
            { request('valid', 'redirect'), @record, @hit, @new, @found },
            'an address that is found');
+
+my $reads = metrics()->{geo_reads_total};
+
+ask('/r/OK', 'X-Real-IP' => '192.0.2.99');
+is(metrics()->{geo_reads_total} - $reads, 0, 'its network is known');
+ask('/r/OK', 'X-Real-IP' => '2001:db8::1');
+is(metrics()->{geo_reads_total} - $reads, 1, 'another is read');
 
 my $built = metrics();
 my ($stamp) = grep { /^geo_build_timestamp_seconds/ } keys %$built;

@@ -361,6 +361,48 @@ referral_destination_value(const referral_destination_t *d,
 }
 
 
+/* the highest bit of each byte of a word: set where a byte is 0, or below n */
+
+#define REFERRAL_BYTES         0x0101010101010101ull
+#define referral_zero(x)       (((x) - REFERRAL_BYTES) & ~(x)                \
+                                & REFERRAL_BYTES * 0x80)
+#define referral_below(x, n)   (((x) - REFERRAL_BYTES * (n)) & ~(x)          \
+                                & REFERRAL_BYTES * 0x80)
+
+
+/* eight bytes at a time: a tenth of what building the URL takes */
+
+int
+referral_destination_plain(const referral_destination_t *d)
+{
+    size_t    i, n;
+    uint64_t  word, other;
+
+    if (d->passthrough != REFERRAL_PASSTHROUGH_OFF && d->args.len) {
+        return 0;
+    }
+
+    other = 0;
+
+    for (i = 0; i < d->url.len; i += n) {
+        n = d->url.len - i;
+        word = REFERRAL_BYTES * 'x';
+
+        if (n > sizeof(uint64_t)) {
+            n = sizeof(uint64_t);
+        }
+
+        memcpy(&word, &d->url.data[i], n);
+
+        other |= (word & REFERRAL_BYTES * 0x80) | referral_below(word, 0x21)
+                 | referral_zero(word ^ REFERRAL_BYTES * 0x7f)
+                 | referral_zero(word ^ REFERRAL_BYTES * '{');
+    }
+
+    return other == 0;
+}
+
+
 size_t
 referral_destination_size(const referral_destination_t *d)
 {

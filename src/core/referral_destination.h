@@ -41,6 +41,12 @@ typedef struct {
  */
 int referral_destination_check(const referral_str_t *url, char *error);
 
+/*
+ * 1 when referral_destination_build() would write the URL as it stands, which
+ * is how most are: nothing to build then.
+ */
+int referral_destination_plain(const referral_destination_t *d);
+
 /* an upper bound for referral_destination_build() */
 size_t referral_destination_size(const referral_destination_t *d);
 

@@ -81,6 +81,8 @@ typedef struct {
 #define REFERRAL_FIELD_HEAD  3
 
 
+static inline u_char *referral_record_put(u_char *p, const referral_field_t *f,
+    const void *field);
 static size_t referral_record_text_len(const referral_field_t *f,
     const referral_str_t *s);
 static u_char *referral_record_head(u_char *p, unsigned tag, size_t len);
@@ -111,23 +113,27 @@ static const referral_field_t  referral_fields[] = {
     referral_text(CAMPAIGN, TEXT, campaign),
     referral_field(VISITOR_HASH, BYTES, REFERRAL_RECORD_TEXT_LEN,
                    visitor_hash),
-    referral_text(COUNTRY, TEXT, country),
-    referral_text(REGION, TEXT, region),
-    referral_text(CITY, TEXT, city),
-    referral_text(TIME_ZONE, TEXT, time_zone),
-    referral_field(ASN, U32, 4, asn),
-    referral_text(LATITUDE, TEXT, latitude),
-    referral_text(LONGITUDE, TEXT, longitude),
     referral_text(USER_AGENT, UA, user_agent),
     referral_text(REFERER_HOST, HOST, referer_host),
     referral_text(REFERER, REFERER, referer),
     referral_text(HOST, HOST, host),
     referral_text(PATH, PATH, path),
     referral_text(LANGUAGE, TEXT, language),
-    referral_text(DESTINATION, URL, destination)
+    referral_text(DESTINATION, URL, destination),
+
+    /* the place, see referral_record_place() */
+
+    referral_text(COUNTRY, TEXT, country),
+    referral_text(REGION, TEXT, region),
+    referral_text(CITY, TEXT, city),
+    referral_text(TIME_ZONE, TEXT, time_zone),
+    referral_field(ASN, U32, 4, asn),
+    referral_text(LATITUDE, TEXT, latitude),
+    referral_text(LONGITUDE, TEXT, longitude)
 };
 
 #define REFERRAL_NFIELDS  (sizeof(referral_fields) / sizeof(referral_field_t))
+#define REFERRAL_PLACE    (REFERRAL_NFIELDS - 7)   /* where it begins */
 
 
 /* version, identifiers, address, then every text and argument at its most */
@@ -141,6 +147,7 @@ _Static_assert(1 + 3 * (REFERRAL_FIELD_HEAD + REFERRAL_UUID_LEN)
                + REFERRAL_RECORD_URL_LEN
                + REFERRAL_RECORD_ARGS * (REFERRAL_FIELD_HEAD + 1
                + REFERRAL_RECORD_TEXT_LEN + REFERRAL_RECORD_ARG_LEN)
+               + REFERRAL_RECORD_PLACE
                <= REFERRAL_RECORD_MAX, "a record may become too long");
 
 
@@ -154,7 +161,7 @@ referral_record_size(const referral_record_t *rec)
     const referral_record_arg_t  *arg;
 
     size = 1 + 3 * (REFERRAL_FIELD_HEAD + REFERRAL_UUID_LEN)
-           + REFERRAL_FIELD_HEAD + 17;
+           + REFERRAL_FIELD_HEAD + 17 + rec->place.len;
 
     for (i = 0; i < REFERRAL_NFIELDS; i++) {
         f = &referral_fields[i];
@@ -189,10 +196,7 @@ size_t
 referral_record_encode(const referral_record_t *rec, u_char *buf)
 {
     u_char                  *p;
-    size_t                   len;
-    unsigned                 i;
-    const void              *field;
-    const referral_str_t    *s;
+    unsigned                 i, n;
     const referral_field_t  *f;
 
     p = buf;
@@ -201,22 +205,15 @@ referral_record_encode(const referral_record_t *rec, u_char *buf)
     p = referral_record_head(p, REFERRAL_TAG_ID, REFERRAL_UUID_LEN);
     p = mempcpy(p, rec->id, REFERRAL_UUID_LEN);
 
-    for (i = 0; i < REFERRAL_NFIELDS; i++) {
+    n = rec->place.len ? REFERRAL_PLACE : REFERRAL_NFIELDS;
+
+    for (i = 0; i < n; i++) {
         f = &referral_fields[i];
-        field = (const u_char *) rec + f->offset;
+        p = referral_record_put(p, f, (const u_char *) rec + f->offset);
+    }
 
-        if (f->kind > REFERRAL_FIELD_BYTES) {
-            p = referral_record_number(p, f, field);
-            continue;
-        }
-
-        s = field;
-        len = referral_record_text_len(f, s);
-
-        if (len) {
-            p = referral_record_head(p, f->tag, len);
-            p = mempcpy(p, s->data, len);
-        }
+    if (rec->place.len) {
+        p = mempcpy(p, rec->place.data, rec->place.len);
     }
 
     if (rec->has_visitor) {
@@ -243,13 +240,64 @@ referral_record_encode(const referral_record_t *rec, u_char *buf)
 }
 
 
+size_t
+referral_record_place(referral_record_t *rec, u_char *buf)
+{
+    u_char                  *p, *field;
+    unsigned                 i;
+    referral_str_t          *s;
+    const referral_field_t  *f;
+
+    p = buf;
+
+    for (i = REFERRAL_PLACE; i < REFERRAL_NFIELDS; i++) {
+        f = &referral_fields[i];
+        field = (u_char *) rec + f->offset;
+        p = referral_record_put(p, f, field);
+
+        if (f->kind == REFERRAL_FIELD_TEXT) {
+            s = (referral_str_t *) (void *) field;
+            s->data = p - s->len;
+        }
+    }
+
+    return p - buf;
+}
+
+
+/* nothing when the field is empty or 0 */
+
+static inline u_char *
+referral_record_put(u_char *p, const referral_field_t *f, const void *field)
+{
+    size_t                 len;
+    const referral_str_t  *s;
+
+    if (f->kind > REFERRAL_FIELD_BYTES) {
+        return referral_record_number(p, f, field);
+    }
+
+    s = field;
+
+    if (s->len == 0) {
+        return p;
+    }
+
+    len = s->len <= f->max ? s->len : referral_record_text_len(f, s);
+
+    if (len == 0) {
+        return p;
+    }
+
+    p = referral_record_head(p, f->tag, len);
+
+    return mempcpy(p, s->data, len);
+}
+
+
 static size_t
 referral_record_text_len(const referral_field_t *f, const referral_str_t *s)
 {
-    if (s->len <= f->max) {
-        return s->len;
-    }
-
     if (f->kind == REFERRAL_FIELD_BYTES) {
         return f->max;
     }
@@ -273,7 +321,6 @@ static u_char *
 referral_record_number(u_char *p, const referral_field_t *f, const void *field)
 {
     uint64_t  n;
-    unsigned  i;
 
     switch (f->kind) {
 
@@ -300,12 +347,10 @@ referral_record_number(u_char *p, const referral_field_t *f, const void *field)
 
     p = referral_record_head(p, f->tag, f->max);
 
-    for (i = 0; i < f->max; i++) {
-        *p++ = (u_char) n;
-        n >>= 8;
-    }
+    n = htole64(n);
+    memcpy(p, &n, f->max);
 
-    return p;
+    return p + f->max;
 }
 
 

@@ -33,6 +33,14 @@
 #define REFERRAL_RECORD_TEXT_LEN      128  /* city, language, ... */
 #define REFERRAL_RECORD_URL_LEN       2048
 
+/* of a place that is encoded once: texts and degrees, and all of it */
+
+#define REFERRAL_RECORD_PLACE_TEXT    64
+#define REFERRAL_RECORD_PLACE_DEGREE  16
+#define REFERRAL_RECORD_PLACE                                                \
+    (3 + 2 + 3 * (3 + REFERRAL_RECORD_PLACE_TEXT)                            \
+     + 2 * (3 + REFERRAL_RECORD_PLACE_DEGREE) + 3 + 4)
+
 /* no encoded record is longer */
 
 #define REFERRAL_RECORD_MAX       16384
@@ -72,6 +80,7 @@ typedef struct {
     uint32_t                asn;           /* 0: not known */
     referral_str_t          latitude;      /* decimal text, only on request */
     referral_str_t          longitude;
+    referral_str_t          place;         /* see referral_record_place() */
 
     referral_str_t          user_agent;
     referral_str_t          referer_host;
@@ -93,6 +102,15 @@ size_t referral_record_size(const referral_record_t *rec);
 
 /* writes the payload, cutting long texts; returns its length */
 size_t referral_record_encode(const referral_record_t *rec, u_char *buf);
+
+/*
+ * Encodes country to longitude once for many records of one place: writes at
+ * most REFERRAL_RECORD_PLACE bytes and lets the texts point to them.  What it
+ * wrote is the field place of other records, which have none of these then.
+ * No text may be longer than REFERRAL_RECORD_PLACE_TEXT, the country than 2,
+ * degrees than REFERRAL_RECORD_PLACE_DEGREE.
+ */
+size_t referral_record_place(referral_record_t *rec, u_char *buf);
 
 /*
  * Reads a payload; strings point into it.  REFERRAL_ERROR with the reason in

@@ -4,6 +4,10 @@
  */
 
 
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+
 #include "referral_token.h"
 #include "referral_uuid.h"
 
@@ -322,7 +326,7 @@ referral_token_make(const referral_keyring_t *ring,
     const referral_token_t *token, u_char *text)
 {
     size_t                 i;
-    u_char                *p, mac[REFERRAL_TOKEN_MAC + 2];
+    u_char                *p, *first, mac[REFERRAL_TOKEN_MAC + 2];
     unsigned               bits;
     const referral_key_t  *key;
 
@@ -336,8 +340,17 @@ referral_token_make(const referral_keyring_t *ring,
     memcpy(p, key->id, key->id_len);
     p += key->id_len;
 
+    first = p;
     p = referral_token_touch(p, &token->first);
-    p = referral_token_touch(p, &token->last);
+
+    /* of a new visitor both are the same */
+
+    if (memcmp(&token->first, &token->last, sizeof(referral_touch_t)) == 0) {
+        p = mempcpy(p, first, (size_t) (p - first));
+
+    } else {
+        p = referral_token_touch(p, &token->last);
+    }
 
     *p++ = '.';
 

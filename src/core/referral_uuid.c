@@ -6,6 +6,7 @@
 
 #include "referral_uuid.h"
 
+#include <endian.h>
 #include <string.h>
 #include <openssl/rand.h>
 
@@ -154,14 +155,33 @@ referral_uuid_text(const u_char *id, u_char *text)
 }
 
 
+/*
+ * Four bytes, that is eight digits, in one word: a third of the time that
+ * looking each digit up takes, and a token has four ids.
+ */
+
 void
 referral_uuid_hex(const u_char *id, u_char *text)
 {
-    size_t  i;
+    size_t    i;
+    uint64_t  n, letters;
 
-    for (i = 0; i < REFERRAL_UUID_LEN; i++) {
-        *text++ = referral_uuid_digits[id[i] >> 4];
-        *text++ = referral_uuid_digits[id[i] & 0x0f];
+    for (i = 0; i < REFERRAL_UUID_LEN; i += 4) {
+
+        n = (uint64_t) id[i] | (uint64_t) id[i + 1] << 16
+            | (uint64_t) id[i + 2] << 32 | (uint64_t) id[i + 3] << 48;
+
+        /* a digit in each byte, the first in the lowest */
+
+        n = (n >> 4 & 0x000f000f000f000full) | (n & 0x000f000f000f000full) << 8;
+
+        letters = (n + 0x0606060606060606ull) >> 4 & 0x0101010101010101ull;
+
+        n += 0x3030303030303030ull + letters * ('a' - '0' - 10);
+        n = htole64(n);
+
+        memcpy(text, &n, sizeof(uint64_t));
+        text += sizeof(uint64_t);
     }
 }
 

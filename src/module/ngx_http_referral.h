@@ -189,6 +189,7 @@ struct ngx_http_referral_ctx_s {
     unsigned                      has_token:1;
     unsigned                      set_token:1;     /* send new_token */
     unsigned                      geo_read:1;
+    unsigned                      id_read:1;       /* id_text is there */
     unsigned                      duplicate:1;
 
     unsigned                      captured:1;      /* parameter looked for */

@@ -74,7 +74,9 @@ ngx_http_referral_commit(ngx_http_referral_ctx_t *ctx)
         return;
     }
 
-    ngx_memzero(&rec, sizeof(referral_record_t));
+    /* nargs says how many of the arguments, which are half of it, are there */
+
+    ngx_memzero(&rec, offsetof(referral_record_t, args));
 
     (void) referral_ip_from_sockaddr(&ip, ctx->request->connection->sockaddr);
 
@@ -89,16 +91,27 @@ ngx_http_referral_commit(ngx_http_referral_ctx_t *ctx)
 
     ctx->accepted = 1;
 
-    /* whoever comes again within seconds is shown the click that is kept */
-
-    referral_uuid_text(ctx->duplicate ? ctx->token.last.click : ctx->id,
-                       ctx->id_text);
-
     ngx_http_referral_commit_token(ctx);
 
     ngx_log_debug2(NGX_LOG_DEBUG_HTTP, ctx->request->connection->log, 0,
                    "referral commit: token %ui, duplicate %ui",
                    (ngx_uint_t) ctx->set_token, (ngx_uint_t) ctx->duplicate);
+}
+
+
+/* whoever comes again within seconds is shown the click that is kept */
+
+u_char *
+ngx_http_referral_commit_id(ngx_http_referral_ctx_t *ctx)
+{
+    if (!ctx->id_read) {
+        ctx->id_read = 1;
+
+        referral_uuid_text(ctx->duplicate ? ctx->token.last.click : ctx->id,
+                           ctx->id_text);
+    }
+
+    return ctx->id_text;
 }
 
 
@@ -157,19 +170,7 @@ ngx_http_referral_commit_place(ngx_http_referral_ctx_t *ctx,
     geo = ngx_http_referral_geo_get(ip);
 
     if (rec != NULL) {
-        rec->country.len = geo->country.len;
-        rec->country.data = geo->country.data;
-        rec->region.len = geo->region.len;
-        rec->region.data = geo->region.data;
-        rec->city.len = geo->city.len;
-        rec->city.data = geo->city.data;
-        rec->time_zone.len = geo->time_zone.len;
-        rec->time_zone.data = geo->time_zone.data;
-        rec->latitude.len = geo->latitude.len;
-        rec->latitude.data = geo->latitude.data;
-        rec->longitude.len = geo->longitude.len;
-        rec->longitude.data = geo->longitude.data;
-        rec->asn = geo->asn;
+        rec->place = geo->place;
     }
 
     if (ctx->geo_read) {

@@ -31,5 +31,8 @@ ngx_uint_t ngx_http_referral_commit_remembers(ngx_http_referral_ctx_t *ctx);
 /* geo of the client for variables, looked up once a request */
 void ngx_http_referral_commit_geo(ngx_http_referral_ctx_t *ctx);
 
+/* of an accepted click, REFERRAL_UUID_TEXT_LEN bytes; made when it is read */
+u_char *ngx_http_referral_commit_id(ngx_http_referral_ctx_t *ctx);
+
 
 #endif /* _NGX_HTTP_REFERRAL_COMMIT_H_INCLUDED_ */

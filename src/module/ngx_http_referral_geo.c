@@ -7,7 +7,10 @@
 #include "ngx_http_referral_geo_private.h"
 #include "ngx_http_referral_stat.h"
 
+#include "referral_record.h"
 #include "referral_utf8.h"
+
+#include <sys/mman.h>
 
 
 /* how often files are looked at, and how long one must not have changed, ms */
@@ -15,38 +18,81 @@
 #define NGX_HTTP_REFERRAL_GEO_CHECK     2000
 #define NGX_HTTP_REFERRAL_GEO_SETTLE    500
 
-/* the cache: sets of a few networks, chosen by /24 and /48 */
+/*
+ * The cache: sets of keys, chosen by /24 and /48, and a ring of what is known
+ * of each network, the oldest overwritten first.  A hit touches one line of
+ * the processor's cache for the keys of its set and two of the ring, which is
+ * dense: 10,000 networks are 1.2 MB.  Both stand in huge pages where there
+ * are any, or each hit would miss the TLB as well.
+ */
 
-#define NGX_HTTP_REFERRAL_GEO_SETS      1024       /* a power of 2 */
+#define NGX_HTTP_REFERRAL_GEO_SETS      16384      /* a power of 2 */
 #define NGX_HTTP_REFERRAL_GEO_WAYS      4
+#define NGX_HTTP_REFERRAL_GEO_RING      (4 * 1024 * 1024)  /* as well */
+#define NGX_HTTP_REFERRAL_GEO_PAGE      (2 * 1024 * 1024)
+#define NGX_HTTP_REFERRAL_GEO_LINE      64         /* bytes */
 
-#define NGX_HTTP_REFERRAL_GEO_TEXT_LEN  64
+#define NGX_HTTP_REFERRAL_GEO_TEXT_LEN  REFERRAL_RECORD_PLACE_TEXT
 
 
 typedef struct {
-    u_char                           bytes[16];    /* masked */
-    uint8_t                          len;          /* 4, 16, or 0: free */
+    uint64_t                         high;         /* of the address */
+    uint32_t                         at;           /* lines, ever appended */
+    uint16_t                         generation;   /* 0: free */
+    uint8_t                          len;          /* 4 or 16 */
     uint8_t                          prefix;       /* bits */
+} ngx_http_referral_geo_key_t;
+
+
+/* high and low: the address in host order; of IPv4 the upper half of high */
+
+#define ngx_http_referral_geo_word(p)                                         \
+    ((uint32_t) (p)[0] << 24 | (uint32_t) (p)[1] << 16                        \
+     | (uint32_t) (p)[2] << 8 | (p)[3])
+
+
+/* high is here, too: positions in a key are short and come again */
+
+typedef struct {
+    uint64_t                         high;
+    uint64_t                         low;
+    uint32_t                         asn;
+    uint16_t                         place_len;
+    uint8_t                          country;      /* offset in place */
+    uint8_t                          country_len;
+    uint8_t                          city;
+    uint8_t                          city_len;
     unsigned                         found:1;
     unsigned                         error:1;
-    ngx_uint_t                       generation;
-    ngx_http_referral_geo_t          geo;
+    u_char                           place[REFERRAL_RECORD_PLACE];
+} ngx_http_referral_geo_entry_t;
+
+
+/* an entry while it is made */
+
+typedef struct {
+    referral_record_t                rec;
+    uint8_t                          prefix;
+    unsigned                         found:1;
+    unsigned                         error:1;
     u_char                           country[2];
     u_char                           region[NGX_HTTP_REFERRAL_GEO_TEXT_LEN];
     u_char                           city[NGX_HTTP_REFERRAL_GEO_TEXT_LEN];
     u_char                           time_zone[NGX_HTTP_REFERRAL_GEO_TEXT_LEN];
-    u_char                           latitude[16];
-    u_char                           longitude[16];
-} ngx_http_referral_geo_entry_t;
+    u_char                           latitude[REFERRAL_RECORD_PLACE_DEGREE];
+    u_char                           longitude[REFERRAL_RECORD_PLACE_DEGREE];
+} ngx_http_referral_geo_new_t;
 
 
 /* of this worker */
 
 typedef struct {
     ngx_http_referral_geo_conf_t    *conf;         /* NULL: no databases */
-    ngx_http_referral_geo_entry_t   *cache;
-    ngx_uint_t                       generation;   /* raised by each swap */
-    ngx_uint_t                       victim;
+    ngx_http_referral_geo_key_t     *keys;
+    u_char                          *ring;
+    uint32_t                         head;         /* lines appended */
+    uint16_t                         generation;   /* raised by each swap */
+    ngx_http_referral_geo_t          answer;
     ngx_event_t                      event;
     ngx_http_referral_geo_db_t      *loading;
     ngx_http_referral_mmdb_load_t    load;
@@ -55,19 +101,19 @@ typedef struct {
 
 static ngx_http_referral_geo_entry_t *ngx_http_referral_geo_find(
     const referral_ip_t *ip);
-static ngx_int_t ngx_http_referral_geo_match(
-    const ngx_http_referral_geo_entry_t *e, const referral_ip_t *ip);
-static void ngx_http_referral_geo_fill(ngx_http_referral_geo_entry_t *e,
-    const referral_ip_t *ip);
+static ngx_http_referral_geo_entry_t *ngx_http_referral_geo_match(
+    const ngx_http_referral_geo_key_t *key, uint64_t high, uint64_t low);
+static ngx_http_referral_geo_entry_t *ngx_http_referral_geo_append(
+    ngx_http_referral_geo_key_t *key, const referral_ip_t *ip, uint64_t low);
 static void ngx_http_referral_geo_lookup(ngx_http_referral_geo_db_t *db,
-    ngx_http_referral_geo_entry_t *e, const struct sockaddr *sa);
+    ngx_http_referral_geo_new_t *new, const struct sockaddr *sa);
 static ngx_int_t ngx_http_referral_geo_value(ngx_http_referral_geo_db_t *db,
     MMDB_entry_s *record, ngx_uint_t field, MMDB_entry_data_s *data);
-static void ngx_http_referral_geo_text(ngx_str_t *dst, u_char *buf,
+static void ngx_http_referral_geo_text(referral_str_t *dst, u_char *buf,
     size_t size, const MMDB_entry_data_s *data);
-static void ngx_http_referral_geo_country(ngx_str_t *dst, u_char *buf,
+static void ngx_http_referral_geo_country(referral_str_t *dst, u_char *buf,
     const MMDB_entry_data_s *data);
-static void ngx_http_referral_geo_degrees(ngx_str_t *dst, u_char *buf,
+static void ngx_http_referral_geo_degrees(referral_str_t *dst, u_char *buf,
     size_t size, const MMDB_entry_data_s *data);
 static uint32_t ngx_http_referral_geo_asn(const MMDB_entry_data_s *data);
 static void ngx_http_referral_geo_check_handler(ngx_event_t *ev);
@@ -87,6 +133,7 @@ static ngx_connection_t               ngx_http_referral_geo_dummy;
 const ngx_http_referral_geo_t *
 ngx_http_referral_geo_get(const referral_ip_t *ip)
 {
+    ngx_http_referral_geo_t        *geo;
     ngx_http_referral_geo_entry_t  *e;
 
     if (ngx_http_referral_geo_state.conf == NULL) {
@@ -110,88 +157,138 @@ ngx_http_referral_geo_get(const referral_ip_t *ip)
         ngx_http_referral_count(geo_missing);
     }
 
-    return &e->geo;
+    geo = &ngx_http_referral_geo_state.answer;
+
+    geo->place.len = e->place_len;
+    geo->place.data = e->place;
+    geo->country.len = e->country_len;
+    geo->country.data = &e->place[e->country];
+    geo->city.len = e->city_len;
+    geo->city.data = &e->place[e->city];
+    geo->asn = e->asn;
+
+    return geo;
 }
 
 
 static ngx_http_referral_geo_entry_t *
 ngx_http_referral_geo_find(const referral_ip_t *ip)
 {
-    uint64_t                        key;
-    ngx_uint_t                      i, n;
-    ngx_http_referral_geo_entry_t  *set;
+    uint64_t                        high, low, hash;
+    ngx_uint_t                      i;
+    ngx_http_referral_geo_key_t    *set, *key;
+    ngx_http_referral_geo_entry_t  *e;
     ngx_http_referral_geo_state_t  *state;
 
     state = &ngx_http_referral_geo_state;
 
-    n = (ip->len == 4) ? 3 : 6;
-    key = ip->len;
+    low = 0;
 
-    for (i = 0; i < n; i++) {
-        key = key << 8 | ip->bytes[i];
+    if (ip->len == 4) {
+        high = (uint64_t) ngx_http_referral_geo_word(ip->bytes) << 32;
+        hash = high >> 40;
+
+    } else {
+        high = (uint64_t) ngx_http_referral_geo_word(ip->bytes) << 32
+               | ngx_http_referral_geo_word(&ip->bytes[4]);
+        low = (uint64_t) ngx_http_referral_geo_word(&ip->bytes[8]) << 32
+              | ngx_http_referral_geo_word(&ip->bytes[12]);
+        hash = ~(high >> 16);
     }
 
     /* Fibonacci hashing: Knuth, TAOCP 3, 6.4 */
 
-    key = (key * 0x9e3779b97f4a7c15ull) >> 32;
+    hash = (hash * 0x9e3779b97f4a7c15ull) >> 32;
 
-    set = &state->cache[(key & (NGX_HTTP_REFERRAL_GEO_SETS - 1))
-                        * NGX_HTTP_REFERRAL_GEO_WAYS];
+    set = &state->keys[(hash & (NGX_HTTP_REFERRAL_GEO_SETS - 1))
+                       * NGX_HTTP_REFERRAL_GEO_WAYS];
+    key = set;
 
     for (i = 0; i < NGX_HTTP_REFERRAL_GEO_WAYS; i++) {
 
-        if (set[i].generation == state->generation
-            && ngx_http_referral_geo_match(&set[i], ip))
+        if (set[i].generation != state->generation) {
+            key = &set[i];
+            continue;
+        }
+
+        if (set[i].len == ip->len) {
+            e = ngx_http_referral_geo_match(&set[i], high, low);
+
+            if (e != NULL) {
+                return e;
+            }
+        }
+
+        /* the oldest goes when none is free */
+
+        if (key->generation == state->generation
+            && state->head - set[i].at > state->head - key->at)
         {
-            return &set[i];
+            key = &set[i];
         }
     }
 
-    set += state->victim++ % NGX_HTTP_REFERRAL_GEO_WAYS;
+    key->high = high;
+    key->generation = state->generation;
+    key->len = ip->len;
 
-    ngx_http_referral_geo_fill(set, ip);
-
-    return set;
+    return ngx_http_referral_geo_append(key, ip, low);
 }
 
 
-static ngx_int_t
-ngx_http_referral_geo_match(const ngx_http_referral_geo_entry_t *e,
-    const referral_ip_t *ip)
+static ngx_http_referral_geo_entry_t *
+ngx_http_referral_geo_match(const ngx_http_referral_geo_key_t *key,
+    uint64_t high, uint64_t low)
 {
-    ngx_uint_t  bytes, bits;
+    ngx_uint_t                      n;
+    ngx_http_referral_geo_entry_t  *e;
+    ngx_http_referral_geo_state_t  *state;
 
-    if (e->len != ip->len) {
-        return 0;
+    n = ngx_min(key->prefix, 64);
+
+    if (n && (key->high ^ high) >> (64 - n) != 0) {
+        return NULL;
     }
 
-    bytes = e->prefix / 8;
-    bits = e->prefix % 8;
+    state = &ngx_http_referral_geo_state;
+    n = NGX_HTTP_REFERRAL_GEO_RING / NGX_HTTP_REFERRAL_GEO_LINE;
 
-    if (ngx_memcmp(e->bytes, ip->bytes, bytes) != 0) {
-        return 0;
+    if (state->head - key->at > n) {
+        return NULL;
     }
 
-    return bits == 0
-           || ((e->bytes[bytes] ^ ip->bytes[bytes]) >> (8 - bits)) == 0;
+    e = (ngx_http_referral_geo_entry_t *)
+            &state->ring[(size_t) (key->at % n) * NGX_HTTP_REFERRAL_GEO_LINE];
+
+    if (e->high != key->high
+        || (key->prefix > 64 && (e->low ^ low) >> (128 - key->prefix) != 0))
+    {
+        return NULL;
+    }
+
+    return e;
 }
 
 
-static void
-ngx_http_referral_geo_fill(ngx_http_referral_geo_entry_t *e,
-    const referral_ip_t *ip)
+static ngx_http_referral_geo_entry_t *
+ngx_http_referral_geo_append(ngx_http_referral_geo_key_t *key,
+    const referral_ip_t *ip, uint64_t low)
 {
-    ngx_uint_t                   i;
-    struct sockaddr_in           sin;
-    struct sockaddr_in6          sin6;
-    const struct sockaddr       *sa;
-    ngx_http_referral_geo_db_t  *db;
+    uint32_t                        n, lines;
+    ngx_uint_t                      i;
+    struct sockaddr_in              sin;
+    struct sockaddr_in6             sin6;
+    const struct sockaddr          *sa;
+    ngx_http_referral_geo_db_t     *db;
+    ngx_http_referral_geo_new_t     new;
+    ngx_http_referral_geo_entry_t  *e;
+    ngx_http_referral_geo_state_t  *state;
 
-    ngx_memzero(e, sizeof(ngx_http_referral_geo_entry_t));
+    state = &ngx_http_referral_geo_state;
 
-    e->generation = ngx_http_referral_geo_state.generation;
-    e->len = ip->len;
-    ngx_memcpy(e->bytes, ip->bytes, ip->len);
+    ngx_http_referral_count(geo_reads);
+
+    ngx_memzero(&new, sizeof(ngx_http_referral_geo_new_t));
 
     if (ip->len == 4) {
         ngx_memzero(&sin, sizeof(struct sockaddr_in));
@@ -206,17 +303,51 @@ ngx_http_referral_geo_fill(ngx_http_referral_geo_entry_t *e,
         sa = (const struct sockaddr *) &sin6;
     }
 
-    db = ngx_http_referral_geo_state.conf->dbs.elts;
+    db = state->conf->dbs.elts;
 
-    for (i = 0; i < ngx_http_referral_geo_state.conf->dbs.nelts; i++) {
+    for (i = 0; i < state->conf->dbs.nelts; i++) {
 
         if (db[i].open) {
-            ngx_http_referral_geo_lookup(&db[i], e, sa);
+            ngx_http_referral_geo_lookup(&db[i], &new, sa);
 
         } else {
-            e->error = 1;
+            new.error = 1;
         }
     }
+
+    /* an entry lies in one piece: what does not fit at the end stays empty */
+
+    n = NGX_HTTP_REFERRAL_GEO_RING / NGX_HTTP_REFERRAL_GEO_LINE;
+    lines = sizeof(ngx_http_referral_geo_entry_t) / NGX_HTTP_REFERRAL_GEO_LINE
+            + 1;
+
+    if (state->head % n + lines > n) {
+        state->head += n - state->head % n;
+    }
+
+    e = (ngx_http_referral_geo_entry_t *)
+            &state->ring[(size_t) (state->head % n)
+                         * NGX_HTTP_REFERRAL_GEO_LINE];
+
+    e->high = key->high;
+    e->low = low;
+    e->place_len = referral_record_place(&new.rec, e->place);
+    e->country_len = new.rec.country.len;
+    e->country = e->country_len ? new.rec.country.data - e->place : 0;
+    e->city_len = new.rec.city.len;
+    e->city = e->city_len ? new.rec.city.data - e->place : 0;
+    e->asn = new.rec.asn;
+    e->found = new.found;
+    e->error = new.error;
+
+    key->prefix = new.prefix;
+    key->at = state->head;
+
+    state->head += (offsetof(ngx_http_referral_geo_entry_t, place)
+                    + e->place_len + NGX_HTTP_REFERRAL_GEO_LINE - 1)
+                   / NGX_HTTP_REFERRAL_GEO_LINE;
+
+    return e;
 }
 
 
@@ -224,15 +355,15 @@ ngx_http_referral_geo_fill(ngx_http_referral_geo_entry_t *e,
 
 static void
 ngx_http_referral_geo_lookup(ngx_http_referral_geo_db_t *db,
-    ngx_http_referral_geo_entry_t *e, const struct sockaddr *sa)
+    ngx_http_referral_geo_new_t *new, const struct sockaddr *sa)
 {
-    int                       rc;
-    uint16_t                  prefix;
-    ngx_str_t                *dst;
-    ngx_uint_t                i;
-    MMDB_entry_data_s         data;
-    MMDB_lookup_result_s      result;
-    ngx_http_referral_geo_t  *geo;
+    int                    rc;
+    uint16_t               prefix;
+    ngx_uint_t             i;
+    referral_str_t        *dst;
+    MMDB_entry_data_s      data;
+    referral_record_t     *rec;
+    MMDB_lookup_result_s   result;
 
     rc = MMDB_SUCCESS;
     result = MMDB_lookup_sockaddr(&db->mmdb, sa, &rc);
@@ -242,8 +373,8 @@ ngx_http_referral_geo_lookup(ngx_http_referral_geo_db_t *db,
     }
 
     if (rc != MMDB_SUCCESS) {
-        e->error = 1;
-        e->prefix = e->len * 8;
+        new->error = 1;
+        new->prefix = (sa->sa_family == AF_INET) ? 32 : 128;
         return;
     }
 
@@ -253,14 +384,14 @@ ngx_http_referral_geo_lookup(ngx_http_referral_geo_db_t *db,
         prefix = (prefix > 96) ? prefix - 96 : 0;
     }
 
-    e->prefix = ngx_max(e->prefix, prefix);
+    new->prefix = ngx_max(new->prefix, prefix);
 
     if (!result.found_entry) {
         return;
     }
 
-    e->found = 1;
-    geo = &e->geo;
+    new->found = 1;
+    rec = &new->rec;
 
     for (i = 0; i < NGX_HTTP_REFERRAL_GEO_FIELDS; i++) {
 
@@ -271,7 +402,7 @@ ngx_http_referral_geo_lookup(ngx_http_referral_geo_db_t *db,
         rc = ngx_http_referral_geo_value(db, &result.entry, i, &data);
 
         if (rc == NGX_ERROR) {
-            e->error = 1;
+            new->error = 1;
             continue;
         }
 
@@ -282,37 +413,37 @@ ngx_http_referral_geo_lookup(ngx_http_referral_geo_db_t *db,
         switch (i) {
 
         case NGX_HTTP_REFERRAL_GEO_COUNTRY:
-            ngx_http_referral_geo_country(&geo->country, e->country, &data);
+            ngx_http_referral_geo_country(&rec->country, new->country, &data);
             break;
 
         case NGX_HTTP_REFERRAL_GEO_REGION:
-            ngx_http_referral_geo_text(&geo->region, e->region,
-                                       sizeof(e->region), &data);
+            ngx_http_referral_geo_text(&rec->region, new->region,
+                                       sizeof(new->region), &data);
             break;
 
         case NGX_HTTP_REFERRAL_GEO_CITY:
-            ngx_http_referral_geo_text(&geo->city, e->city,
-                                       sizeof(e->city), &data);
+            ngx_http_referral_geo_text(&rec->city, new->city,
+                                       sizeof(new->city), &data);
             break;
 
         case NGX_HTTP_REFERRAL_GEO_TIME_ZONE:
-            ngx_http_referral_geo_text(&geo->time_zone, e->time_zone,
-                                       sizeof(e->time_zone), &data);
+            ngx_http_referral_geo_text(&rec->time_zone, new->time_zone,
+                                       sizeof(new->time_zone), &data);
             break;
 
         case NGX_HTTP_REFERRAL_GEO_ASN:
-            if (geo->asn == 0) {
-                geo->asn = ngx_http_referral_geo_asn(&data);
+            if (rec->asn == 0) {
+                rec->asn = ngx_http_referral_geo_asn(&data);
             }
             break;
 
         default: /* NGX_HTTP_REFERRAL_GEO_LATITUDE, _LONGITUDE */
-            dst = (i == NGX_HTTP_REFERRAL_GEO_LATITUDE) ? &geo->latitude
-                                                        : &geo->longitude;
+            dst = (i == NGX_HTTP_REFERRAL_GEO_LATITUDE) ? &rec->latitude
+                                                        : &rec->longitude;
             ngx_http_referral_geo_degrees(dst,
-                (i == NGX_HTTP_REFERRAL_GEO_LATITUDE) ? e->latitude
-                                                      : e->longitude,
-                sizeof(e->latitude), &data);
+                (i == NGX_HTTP_REFERRAL_GEO_LATITUDE) ? new->latitude
+                                                      : new->longitude,
+                sizeof(new->latitude), &data);
         }
     }
 }
@@ -356,7 +487,7 @@ ngx_http_referral_geo_value(ngx_http_referral_geo_db_t *db,
 
 
 static void
-ngx_http_referral_geo_text(ngx_str_t *dst, u_char *buf, size_t size,
+ngx_http_referral_geo_text(referral_str_t *dst, u_char *buf, size_t size,
     const MMDB_entry_data_s *data)
 {
     size_t         len;
@@ -381,7 +512,7 @@ ngx_http_referral_geo_text(ngx_str_t *dst, u_char *buf, size_t size,
 
 
 static void
-ngx_http_referral_geo_country(ngx_str_t *dst, u_char *buf,
+ngx_http_referral_geo_country(referral_str_t *dst, u_char *buf,
     const MMDB_entry_data_s *data)
 {
     ngx_uint_t   i;
@@ -410,7 +541,7 @@ ngx_http_referral_geo_country(ngx_str_t *dst, u_char *buf,
 
 
 static void
-ngx_http_referral_geo_degrees(ngx_str_t *dst, u_char *buf, size_t size,
+ngx_http_referral_geo_degrees(referral_str_t *dst, u_char *buf, size_t size,
     const MMDB_entry_data_s *data)
 {
     int     n;
@@ -641,7 +772,16 @@ ngx_http_referral_geo_load(void)
     db->id = state->load.id;
     db->open = 1;
 
-    state->generation++;
+    state->generation = (state->generation == 65535) ? 1
+                                                     : state->generation + 1;
+
+    /* a number that comes again must not find what it left */
+
+    if (state->generation == 1) {
+        ngx_memzero(state->keys, NGX_HTTP_REFERRAL_GEO_SETS
+                                 * NGX_HTTP_REFERRAL_GEO_WAYS
+                                 * sizeof(ngx_http_referral_geo_key_t));
+    }
 
     ngx_http_referral_count(geo_loads);
 
@@ -656,6 +796,7 @@ ngx_int_t
 ngx_http_referral_geo_init_process(ngx_cycle_t *cycle,
     ngx_http_referral_main_conf_t *rmcf)
 {
+    size_t                          n;
     ngx_http_referral_geo_state_t  *state;
 
     if (rmcf->geo == NULL
@@ -669,14 +810,23 @@ ngx_http_referral_geo_init_process(ngx_cycle_t *cycle,
 
     ngx_memzero(state, sizeof(ngx_http_referral_geo_state_t));
 
-    state->cache = ngx_calloc(NGX_HTTP_REFERRAL_GEO_SETS
-                              * NGX_HTTP_REFERRAL_GEO_WAYS
-                              * sizeof(ngx_http_referral_geo_entry_t),
-                              cycle->log);
-    if (state->cache == NULL) {
+    n = NGX_HTTP_REFERRAL_GEO_SETS * NGX_HTTP_REFERRAL_GEO_WAYS
+        * sizeof(ngx_http_referral_geo_key_t);
+
+    state->keys = ngx_memalign(NGX_HTTP_REFERRAL_GEO_PAGE,
+                               n + NGX_HTTP_REFERRAL_GEO_RING, cycle->log);
+    if (state->keys == NULL) {
         return NGX_ERROR;
     }
 
+#ifdef MADV_HUGEPAGE
+    (void) madvise(state->keys, n + NGX_HTTP_REFERRAL_GEO_RING,
+                   MADV_HUGEPAGE);
+#endif
+
+    ngx_memzero(state->keys, n);
+
+    state->ring = (u_char *) state->keys + n;
     state->conf = rmcf->geo;
     state->generation = 1;
 
@@ -712,9 +862,9 @@ ngx_http_referral_geo_exit_process(void)
 
     ngx_http_referral_mmdb_abort(&state->load);
 
-    ngx_free(state->cache);
+    ngx_free(state->keys);
 
-    state->cache = NULL;
+    state->keys = NULL;
     state->conf = NULL;
 }
 

@@ -28,17 +28,15 @@ typedef enum {
 
 
 /*
- * What is known of a network.  The strings stay valid until the event loop
- * turns (they live in the worker's cache): copy what is kept longer.
+ * What is known of a network.  It stays valid until the next call (it lives
+ * in the worker's cache): copy what is kept longer.  place is all of it
+ * as a record has it, for referral_record_t.
  */
 
 typedef struct {
     ngx_str_t                    country;
-    ngx_str_t                    region;
     ngx_str_t                    city;
-    ngx_str_t                    time_zone;
-    ngx_str_t                    latitude;         /* decimal text */
-    ngx_str_t                    longitude;
+    referral_str_t               place;
     uint32_t                     asn;
 } ngx_http_referral_geo_t;
 

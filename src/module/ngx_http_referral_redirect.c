@@ -286,7 +286,6 @@ ngx_http_referral_redirect_valid(ngx_http_referral_ctx_t *ctx)
     ctx->target = ctx->rule->url;
 
     ngx_http_referral_commit(ctx);
-    ngx_http_referral_commit_geo(ctx);
 
     ngx_memzero(&d, sizeof(referral_destination_t));
 
@@ -296,20 +295,27 @@ ngx_http_referral_redirect_valid(ngx_http_referral_ctx_t *ctx)
     d.code.len = ctx->code.len;
     d.code.data = ctx->code.data;
 
-    if (ctx->accepted) {
-        d.click_id.len = REFERRAL_UUID_TEXT_LEN;
-        d.click_id.data = ctx->id_text;
-    }
-
-    d.country.len = ctx->country.len;
-    d.country.data = ctx->country.data;
-
     d.args.len = r->args.len;
     d.args.data = r->args.data;
 
     d.drop = rscf->params->elts;
     d.ndrop = rscf->params->nelts;
     d.passthrough = rlcf->passthrough;
+
+    if (referral_destination_plain(&d)) {
+        ctx->destination = ctx->rule->url;
+        return ngx_http_referral_send_redirect(r, &ctx->destination);
+    }
+
+    if (ctx->accepted) {
+        d.click_id.len = REFERRAL_UUID_TEXT_LEN;
+        d.click_id.data = ngx_http_referral_commit_id(ctx);
+    }
+
+    ngx_http_referral_commit_geo(ctx);
+
+    d.country.len = ctx->country.len;
+    d.country.data = ctx->country.data;
 
     p = ngx_pnalloc(r->pool, referral_destination_size(&d));
     if (p == NULL) {

@@ -71,6 +71,8 @@
       "Addresses looked up in the geo databases.")                            \
     X(geo_missing, "geo_lookups_total", "result", "missing", NULL)            \
     X(geo_errors, "geo_lookups_total", "result", "error", NULL)               \
+    X(geo_reads, "geo_reads_total", NULL, NULL,                               \
+      "Networks read from the geo databases, the others were known.")         \
     X(geo_loads, "geo_loads_total", NULL, NULL,                               \
       "Geo databases that were replaced by a newer file.")                    \
     X(geo_failures, "geo_load_failures_total", NULL, NULL,                    \

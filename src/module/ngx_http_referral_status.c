@@ -614,22 +614,6 @@ ngx_http_referral_status_geo(ngx_http_referral_status_t *s,
         }
 
         open++;
-
-        /* the same file may be used twice, for other fields */
-
-        for (c = 0; c < i; c++) {
-            if (db[c].open && db[c].path.len == db[i].path.len
-                && ngx_memcmp(db[c].path.data, db[i].path.data,
-                              db[i].path.len) == 0)
-            {
-                break;
-            }
-        }
-
-        if (c < i) {
-            continue;
-        }
-
         p = name;
 
         for (c = 0; c < db[i].path.len && c < NGX_MAX_PATH; c++) {

@@ -335,7 +335,8 @@ ngx_http_referral_click_id_variable(ngx_http_request_t *r,
         return ngx_http_referral_variable_empty(v);
     }
 
-    return ngx_http_referral_variable_set(v, ctx->id_text,
+    return ngx_http_referral_variable_set(v,
+                                          ngx_http_referral_commit_id(ctx),
                                           REFERRAL_UUID_TEXT_LEN);
 }
 

@@ -65,6 +65,16 @@ check(referral_destination_t *d, const char *url, const char *args,
 
     *p = '\0';
     assert_string_equal((char *) buf, expected);
+
+    /* not to be built means that building changes nothing, and comes often */
+
+    if (referral_destination_plain(d)) {
+        assert_string_equal(url, expected);
+
+    } else {
+        assert_true(strchr(url, '{') != NULL || d->args.len
+                    || strcmp(url, expected) != 0);
+    }
 }
 
 

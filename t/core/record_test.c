@@ -328,12 +328,66 @@ unknown(void **state)
 }
 
 
+/* encoded apart, it is the same record in another order */
+
+static void
+place(void **state)
+{
+    size_t              len, apart;
+    u_char              text[REFERRAL_RECORD_PLACE];
+    referral_record_t   rec, other, got;
+
+    memset(&rec, 0, sizeof(rec));
+    memset(rec.id, 1, REFERRAL_UUID_LEN);
+    other = rec;
+
+    set(&rec.code, "SUMMER25");
+    set(&rec.country, "UY");
+    set(&rec.city, "Montevideo");
+    set(&rec.time_zone, "America/Montevideo");
+    set(&rec.longitude, "-56.2");
+    set(&rec.host, "www.example.com");
+    rec.asn = 6057;
+
+    len = referral_record_encode(&rec, buf);
+
+    set(&other.code, "SUMMER25");
+    set(&other.host, "www.example.com");
+
+    other.place.len = referral_record_place(&rec, text);
+    other.place.data = text;
+
+    assert_in_range(other.place.len, 1, REFERRAL_RECORD_PLACE);
+    assert_true(rec.city.data > text
+                && rec.city.data < text + other.place.len);
+    assert_memory_equal(rec.city.data, "Montevideo", 10);
+    assert_memory_equal(rec.country.data, "UY", 2);
+
+    apart = referral_record_encode(&other, buf);
+
+    assert_int_equal(apart, len);
+    assert_true(apart <= referral_record_size(&other));
+    assert_int_equal(referral_record_decode(&got, buf, apart, error),
+                     REFERRAL_OK);
+
+    equal(&got.country, &rec.country);
+    equal(&got.region, &rec.region);
+    equal(&got.city, &rec.city);
+    equal(&got.time_zone, &rec.time_zone);
+    equal(&got.latitude, &rec.latitude);
+    equal(&got.longitude, &rec.longitude);
+    equal(&got.host, &rec.host);
+    assert_int_equal(got.asn, rec.asn);
+}
+
+
 int
 main(void)
 {
     const struct CMUnitTest  tests[] = {
         cmocka_unit_test(roundtrip),
         cmocka_unit_test(empty),
+        cmocka_unit_test(place),
         cmocka_unit_test(long_texts),
         cmocka_unit_test(cut),
         cmocka_unit_test(wrong),
