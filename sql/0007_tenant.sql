@@ -21,10 +21,14 @@ SET LOCAL ROLE referral_owner;
 -- Who acts: the setting referral.actor, or the role that logged in.
 
 CREATE FUNCTION referral.actor() RETURNS text
-    LANGUAGE sql STABLE PARALLEL SAFE
+    LANGUAGE plpgsql STABLE PARALLEL SAFE
     SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
     RETURN left(coalesce(nullif(current_setting('referral.actor', true), ''),
                          session_user::text), 200);
+END
+$$;
 
 REVOKE ALL ON FUNCTION referral.actor() FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION referral.actor()
@@ -58,9 +62,13 @@ REVOKE ALL ON FUNCTION referral.setting_id(text) FROM PUBLIC;
 -- The only organisation that functions and views touch; null: all.
 
 CREATE FUNCTION referral.organisation_scope() RETURNS bigint
-    LANGUAGE sql STABLE PARALLEL SAFE SECURITY DEFINER
+    LANGUAGE plpgsql STABLE PARALLEL SAFE SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
     RETURN referral.setting_id('referral.organisation');
+END
+$$;
 
 REVOKE ALL ON FUNCTION referral.organisation_scope() FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION referral.organisation_scope()

@@ -239,11 +239,15 @@ COMMENT ON COLUMN referral.attribution.candidates IS
 
 CREATE FUNCTION referral.program_setting(p referral.program, key text)
     RETURNS jsonb
-    LANGUAGE sql STABLE
+    LANGUAGE plpgsql STABLE
     SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
     RETURN coalesce(p.settings -> key,
                     (SELECT o.settings -> key FROM referral.organisation o
                          WHERE o.id = p.organisation_id));
+END
+$$;
 
 
 -- An e-mail address as it is compared: trimmed, composed (NFC), ASCII letters
@@ -1739,24 +1743,27 @@ CREATE FUNCTION referral.customer_hashes(organisation_id bigint,
                                          only_program bigint,
                                          external_id text, contact jsonb)
     RETURNS bytea[]
-    LANGUAGE sql STABLE
+    LANGUAGE plpgsql STABLE
     SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT coalesce(array_agg(DISTINCT h.hash), '{}')
-        FROM (SELECT DISTINCT ON (q.key) q.p
-                  FROM (SELECT p, concat_ws('/', p.settings ->
-                                   'referee_identity', p.settings ->
-                                   'email_provider_rules', p.settings ->
-                                   'calling_code', p.settings ->
-                                   'trunk_prefix') AS key
-                            FROM referral.program p
-                            WHERE p.organisation_id
-                                  = customer_hashes.organisation_id
-                                  AND (only_program IS NULL
-                                       OR p.id = only_program)
-                                  AND NOT p.template) q) g,
-             LATERAL referral.referee_hashes(g.p, external_id,
-                         contact ->> 'email', contact ->> 'phone') h
+BEGIN
+    RETURN (
+        SELECT coalesce(array_agg(DISTINCT h.hash), '{}')
+            FROM (SELECT DISTINCT ON (q.key) q.p
+                      FROM (SELECT p, concat_ws('/', p.settings ->
+                                       'referee_identity', p.settings ->
+                                       'email_provider_rules', p.settings ->
+                                       'calling_code', p.settings ->
+                                       'trunk_prefix') AS key
+                                FROM referral.program p
+                                WHERE p.organisation_id
+                                      = customer_hashes.organisation_id
+                                      AND (only_program IS NULL
+                                           OR p.id = only_program)
+                                      AND NOT p.template) q) g,
+                 LATERAL referral.referee_hashes(g.p, external_id,
+                             contact ->> 'email', contact ->> 'phone') h);
+END
 $$;
 
 
@@ -1867,11 +1874,12 @@ BEGIN
         WHERE f.organisation_id = referral_convert.organisation_id
               AND (program IS NULL OR f.program_id = program)
               AND f.credited
-              AND (f.id = r.id
-                   OR f.id IN (SELECT i.referral_id
-                                   FROM referral.referee_identity i
-                                   WHERE i.hash = ANY (referee)
-                                         AND i.credited));
+              AND f.id IN (SELECT r.id
+                           UNION ALL
+                           SELECT i.referral_id
+                               FROM referral.referee_identity i
+                               WHERE i.hash = ANY (referee)
+                                     AND i.credited);
 
     IF several > 1 THEN
         RAISE EXCEPTION 'this customer was referred in % programs', several

@@ -195,8 +195,8 @@ GRANT EXECUTE ON FUNCTION referral.money_text(bigint, text)
     TO referral_app, referral_analyst, referral_partner;
 
 
--- No foreign key to organisation, which all writers of it would lock; the
--- counterparty is of the organisation.
+-- No foreign keys to organisation and unit, rows that all writers would lock:
+-- the counterparty is of the organisation, account_get() looks for the unit.
 
 CREATE TABLE referral.account (
     id               bigint       GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -205,7 +205,7 @@ CREATE TABLE referral.account (
                                       'payable', 'credit', 'discount',
                                       'reserved', 'expense', 'paid',
                                       'redeemed', 'expired')),
-    unit             text         NOT NULL REFERENCES referral.unit,
+    unit             text         NOT NULL,
     referrer_id      bigint       REFERENCES referral.referrer,
     person_id        bigint       REFERENCES referral.person,
     referral_id      bigint,
@@ -247,6 +247,7 @@ CREATE TABLE referral.transfer (
     idempotency_key  text         NOT NULL
                                   CHECK (length(idempotency_key)
                                          BETWEEN 1 AND 200),
+    entries          int          NOT NULL CHECK (entries >= 2),
     reverses         bigint       REFERENCES referral.transfer,
     referral_id      bigint,
     reward_id        bigint,
@@ -254,7 +255,8 @@ CREATE TABLE referral.transfer (
     at               timestamptz  NOT NULL DEFAULT now(),
     actor            text         NOT NULL DEFAULT referral.actor(),
     memo             text         CHECK (length(memo) <= 500),
-    UNIQUE (organisation_id, idempotency_key)
+    UNIQUE (organisation_id, idempotency_key),
+    UNIQUE (id, entries)
 );
 
 CREATE INDEX transfer_reward ON referral.transfer (reward_id)
@@ -265,17 +267,24 @@ CREATE INDEX transfer_payout ON referral.transfer (payout_id)
 COMMENT ON COLUMN referral.transfer.memo IS 'nothing personal: it stays';
 
 
+-- A transfer says how many entries it has, and they are numbered: none can be
+-- added once it has them all, which is looked at when it is committed.
+
 CREATE TABLE referral.entry (
     account_id   bigint  NOT NULL REFERENCES referral.account,
     seq          bigint  NOT NULL CHECK (seq > 0),
-    transfer_id  bigint  NOT NULL REFERENCES referral.transfer,
+    transfer_id  bigint  NOT NULL,
+    n            int     NOT NULL,
+    of           int     NOT NULL,
     reward_id    bigint,
     amount       bigint  NOT NULL CHECK (amount <> 0),
     balance      bigint  NOT NULL,
-    PRIMARY KEY (account_id, seq)
+    PRIMARY KEY (account_id, seq),
+    CONSTRAINT entry_number UNIQUE (transfer_id, n),
+    CONSTRAINT entry_number_check CHECK (n BETWEEN 1 AND of),
+    FOREIGN KEY (transfer_id, of) REFERENCES referral.transfer (id, entries)
 );
 
-CREATE INDEX entry_transfer ON referral.entry (transfer_id);
 CREATE INDEX entry_reward ON referral.entry (reward_id)
     WHERE reward_id IS NOT NULL;
 
@@ -314,52 +323,44 @@ CREATE TRIGGER ledger_refuse
     FOR EACH STATEMENT EXECUTE FUNCTION referral.ledger_refuse();
 
 
--- At the end of a transaction every transfer that it made, or added to, has
--- two entries or more, of accounts of its organisation, and each unit's
--- amounts add up to zero.
+-- At the end of a transaction every transfer that it made has its entries, of
+-- accounts of its organisation, and each unit's amounts add up to zero.
 
 CREATE FUNCTION referral.transfer_balanced() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    moved  bigint;
-    n      int := 0;
-    u      record;
+    n  int := 0;
+    u  record;
 BEGIN
-    IF TG_TABLE_NAME = 'transfer' THEN
-        moved := NEW.id;
-
-    ELSE
-        moved := NEW.transfer_id;
-    END IF;
-
     FOR u IN
         SELECT a.unit, count(*) AS entries, sum(e.amount) AS total,
-               bool_and(a.organisation_id = t.organisation_id) AS own
-            FROM referral.transfer t
-                 JOIN referral.entry e ON e.transfer_id = t.id
+               bool_and(a.organisation_id = NEW.organisation_id) AS own
+            FROM referral.entry e
                  JOIN referral.account a ON a.id = e.account_id
-            WHERE t.id = moved
+            WHERE e.transfer_id = NEW.id
             GROUP BY a.unit
     LOOP
         IF u.total <> 0 THEN
             RAISE EXCEPTION 'the entries of transfer % add up to %, not to 0',
-                            moved, referral.money_text(u.total::bigint, u.unit)
+                            NEW.id, referral.money_text(u.total::bigint,
+                                                        u.unit)
                 USING ERRCODE = 'RF062';
         END IF;
 
         IF NOT u.own THEN
             RAISE EXCEPTION 'transfer % has an account of another'
-                            ' organisation', moved
+                            ' organisation', NEW.id
                 USING ERRCODE = 'RF062';
         END IF;
 
         n := n + u.entries;
     END LOOP;
 
-    IF n < 2 THEN
-        RAISE EXCEPTION 'transfer % has % entries, and needs two', moved, n
+    IF n <> NEW.entries THEN
+        RAISE EXCEPTION 'transfer % has % entries, and says %', NEW.id, n,
+                        NEW.entries
             USING ERRCODE = 'RF062';
     END IF;
 
@@ -371,9 +372,6 @@ REVOKE ALL ON FUNCTION referral.transfer_balanced() FROM PUBLIC;
 
 CREATE CONSTRAINT TRIGGER transfer_balanced
     AFTER INSERT ON referral.transfer DEFERRABLE INITIALLY DEFERRED
-    FOR EACH ROW EXECUTE FUNCTION referral.transfer_balanced();
-CREATE CONSTRAINT TRIGGER transfer_balanced
-    AFTER INSERT ON referral.entry DEFERRABLE INITIALLY DEFERRED
     FOR EACH ROW EXECUTE FUNCTION referral.transfer_balanced();
 
 
@@ -409,14 +407,30 @@ BEGIN
                       AND a.unit = account_get.unit
                       AND a.kind = account_get.kind;
 
-        ELSE
+        ELSIF person_id IS NOT NULL THEN
             SELECT a.id INTO id
                 FROM referral.account a
                 WHERE a.referrer_id IS NULL
-                      AND a.person_id IS NOT DISTINCT FROM
-                              account_get.person_id
-                      AND a.referral_id IS NOT DISTINCT FROM
-                              account_get.referral_id
+                      AND a.person_id = account_get.person_id
+                      AND a.referral_id IS NULL
+                      AND a.organisation_id = account_get.organisation_id
+                      AND a.unit = account_get.unit
+                      AND a.kind = account_get.kind;
+
+        ELSIF referral_id IS NOT NULL THEN
+            SELECT a.id INTO id
+                FROM referral.account a
+                WHERE a.referrer_id IS NULL AND a.person_id IS NULL
+                      AND a.referral_id = account_get.referral_id
+                      AND a.organisation_id = account_get.organisation_id
+                      AND a.unit = account_get.unit
+                      AND a.kind = account_get.kind;
+
+        ELSE
+            SELECT a.id INTO id
+                FROM referral.account a
+                WHERE a.referrer_id IS NULL AND a.person_id IS NULL
+                      AND a.referral_id IS NULL
                       AND a.organisation_id = account_get.organisation_id
                       AND a.unit = account_get.unit
                       AND a.kind = account_get.kind;
@@ -522,10 +536,11 @@ BEGIN
                                        FROM unnest(postings) p));
 
     INSERT INTO referral.transfer AS t (organisation_id, kind,
-                                        idempotency_key, reverses,
+                                        idempotency_key, entries, reverses,
                                         referral_id, reward_id, payout_id,
                                         memo, at)
-        VALUES (organisation_id, kind, idempotency_key, reverses, referral_id,
+        VALUES (organisation_id, kind, idempotency_key,
+                coalesce(cardinality(postings), 0), reverses, referral_id,
                 reward_id, payout_id, memo, at)
         ON CONFLICT ON CONSTRAINT transfer_organisation_id_idempotency_key_key
             DO NOTHING
@@ -558,33 +573,36 @@ BEGIN
         RETURN id;
     END IF;
 
-    INSERT INTO referral.entry (account_id, seq, transfer_id, reward_id,
-                                amount, balance)
-        SELECT p.account_id,
-               coalesce(last.seq, 0) + row_number() OVER account,
-               id, p.reward_id, p.amount,
-               referral.round_money(coalesce(last.balance, 0)
-                                    + sum(p.amount) OVER account)
-            FROM unnest(postings) WITH ORDINALITY
-                     p (account_id, amount, reward_id, n)
-                 LEFT JOIN LATERAL (SELECT e.seq, e.balance
-                                        FROM referral.entry e
-                                        WHERE e.account_id = p.account_id
-                                        ORDER BY e.seq DESC
-                                        LIMIT 1) last ON true
-            WINDOW account AS (PARTITION BY p.account_id ORDER BY p.n
-                               ROWS UNBOUNDED PRECEDING);
-
-    SELECT a.id, a.kind, a.unit, sum(p.amount)::bigint AS moved,
-           referral.account_balance(a.id) AS balance
+    WITH made AS (
+        INSERT INTO referral.entry AS e (account_id, seq, transfer_id, n, of,
+                                         reward_id, amount, balance)
+            SELECT p.account_id,
+                   coalesce(last.seq, 0) + row_number() OVER account,
+                   id, p.n, cardinality(postings), p.reward_id, p.amount,
+                   referral.round_money(coalesce(last.balance, 0)
+                                        + sum(p.amount) OVER account)
+                FROM unnest(postings) WITH ORDINALITY
+                         p (account_id, amount, reward_id, n)
+                     LEFT JOIN LATERAL (SELECT t.seq, t.balance
+                                            FROM referral.entry t
+                                            WHERE t.account_id = p.account_id
+                                            ORDER BY t.seq DESC
+                                            LIMIT 1) last ON true
+                WINDOW account AS (PARTITION BY p.account_id ORDER BY p.n
+                                   ROWS UNBOUNDED PRECEDING)
+            RETURNING e.account_id, e.seq, e.amount, e.balance
+    )
+    SELECT a.id, a.kind, a.unit, sum(m.amount)::bigint AS moved,
+           (array_agg(m.balance ORDER BY m.seq DESC))[1] AS balance
         INTO short
-        FROM unnest(postings) p
-             JOIN referral.account a ON a.id = p.account_id
+        FROM made m
+             JOIN referral.account a ON a.id = m.account_id
         WHERE a.owed
               AND NOT (transfer_post.kind = 'clawback'
                        AND a.kind IN ('payable', 'credit', 'discount'))
         GROUP BY a.id, a.kind, a.unit
-        HAVING sum(p.amount) < 0 AND referral.account_balance(a.id) < 0
+        HAVING sum(m.amount) < 0
+               AND (array_agg(m.balance ORDER BY m.seq DESC))[1] < 0
         LIMIT 1;
 
     IF FOUND THEN
@@ -619,11 +637,11 @@ AS $$
         GROUP BY t.id, a.unit
         HAVING sum(e.amount) <> 0
     UNION ALL
-    SELECT 'has fewer than two entries', 'transfer', t.id, t.kind
+    SELECT 'entries are missing', 'transfer', t.id, t.kind
         FROM referral.transfer t
              LEFT JOIN referral.entry e ON e.transfer_id = t.id
         GROUP BY t.id
-        HAVING count(e.transfer_id) < 2
+        HAVING count(e.transfer_id) <> t.entries
     UNION ALL
     SELECT 'has an account of another organisation', 'transfer', t.id,
            format('account %s', a.id)

@@ -518,7 +518,7 @@ CREATE TABLE referral.conversion (
     amount           bigint       NOT NULL DEFAULT 0
                                   CHECK (amount BETWEEN 0
                                          AND 1000000000000000),
-    currency         text         NOT NULL REFERENCES referral.unit,
+    currency         text         NOT NULL,
     discount         bigint       NOT NULL DEFAULT 0
                                   CHECK (discount BETWEEN 0
                                          AND 1000000000000000),
@@ -570,8 +570,6 @@ COMMENT ON CONSTRAINT conversion_idempotency_key_check
     ON referral.conversion IS '1 to 200 characters';
 COMMENT ON CONSTRAINT conversion_product_check ON referral.conversion IS
     '1 to 200 characters';
-COMMENT ON CONSTRAINT conversion_currency_fkey ON referral.conversion IS
-    'a currency of ISO 4217, such as USD';
 
 
 CREATE TABLE referral.refund (
@@ -773,11 +771,15 @@ REVOKE ALL ON FUNCTION referral.pro_rata(bigint, bigint, bigint) FROM PUBLIC;
 -- The account a reward is in once it is released.
 
 CREATE FUNCTION referral.reward_account_kind(kind text) RETURNS text
-    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
     SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
     RETURN CASE kind WHEN 'cash' THEN 'payable'
                      WHEN 'discount' THEN 'discount'
                      ELSE 'credit' END;
+END
+$$;
 
 REVOKE ALL ON FUNCTION referral.reward_account_kind(text) FROM PUBLIC;
 
@@ -785,22 +787,24 @@ REVOKE ALL ON FUNCTION referral.reward_account_kind(text) FROM PUBLIC;
 CREATE FUNCTION referral.reward_emit(w referral.reward, type text,
                                      amount bigint DEFAULT NULL)
     RETURNS void
-    LANGUAGE sql
+    LANGUAGE plpgsql
     SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT referral.emit(w.organisation_id, 'reward.' || type,
-               'referral:' || w.referral_id,
-               jsonb_strip_nulls(jsonb_build_object(
-                   'reward_id', w.id, 'referral_id', w.referral_id,
-                   'program_id', w.program_id,
-                   'conversion_id', w.conversion_id,
-                   'beneficiary', w.beneficiary,
-                   'referrer_id', w.referrer_id, 'person_id', w.person_id,
-                   'kind', w.kind, 'unit', w.unit,
-                   'amount', coalesce(reward_emit.amount, w.amount),
-                   'item', w.item, 'coupon_bp', w.coupon_bp,
-                   'status', w.status, 'needs_approval', w.needs_approval,
-                   'valid_until', w.valid_until, 'reason', w.reason)))
+BEGIN
+    PERFORM referral.emit(w.organisation_id, 'reward.' || type,
+                'referral:' || w.referral_id,
+                jsonb_strip_nulls(jsonb_build_object(
+                    'reward_id', w.id, 'referral_id', w.referral_id,
+                    'program_id', w.program_id,
+                    'conversion_id', w.conversion_id,
+                    'beneficiary', w.beneficiary,
+                    'referrer_id', w.referrer_id, 'person_id', w.person_id,
+                    'kind', w.kind, 'unit', w.unit,
+                    'amount', coalesce(reward_emit.amount, w.amount),
+                    'item', w.item, 'coupon_bp', w.coupon_bp,
+                    'status', w.status, 'needs_approval', w.needs_approval,
+                    'valid_until', w.valid_until, 'reason', w.reason)));
+END
 $$;
 
 REVOKE ALL ON FUNCTION referral.reward_emit(referral.reward, text, bigint)

@@ -205,19 +205,21 @@ SELECT throws_ok($$ SELECT pg_temp.post('reward', 'x', 'expense -10 EUR',
                     SET CONSTRAINTS ALL IMMEDIATE $$, 'RF062', NULL,
                  'not zero in each unit');
 SELECT throws_ok($$ INSERT INTO referral.transfer
-                        (organisation_id, kind, idempotency_key)
-                        VALUES (1, 'reward', 'none');
+                        (organisation_id, kind, idempotency_key, entries)
+                        VALUES (1, 'reward', 'none', 2);
                     SET CONSTRAINTS ALL IMMEDIATE $$, 'RF062', NULL,
                  'no entries');
-SELECT throws_ok($$ SELECT pg_temp.post('reward', 'x', VARIADIC '{}');
-                    SET CONSTRAINTS ALL IMMEDIATE $$, 'RF062', NULL,
-                 'no postings');
-SELECT throws_ok($$ INSERT INTO referral.entry (account_id, seq, transfer_id,
-                                                amount, balance)
-                        SELECT account_id, max(seq) + 1, max(transfer_id), 5, 5
-                            FROM referral.entry GROUP BY 1 LIMIT 1;
-                    SET CONSTRAINTS ALL IMMEDIATE $$, 'RF062', NULL,
-                 'one more entry for an old transfer');
+SELECT throws_ok($$ SELECT pg_temp.post('reward', 'x', VARIADIC '{}') $$,
+                 '23514', NULL, 'no postings');
+SELECT throws_ok(format($$ INSERT INTO referral.entry (account_id, seq,
+                               transfer_id, n, of, amount, balance)
+                               SELECT account_id, max(seq) + 1, %s, %s, %s,
+                                      5, 5
+                                   FROM referral.entry GROUP BY 1 LIMIT 1 $$,
+                        :r1, n, many), sqlstate, NULL,
+                 format('entry %s of %s for an old transfer', n, many))
+    FROM (VALUES (2, 2, '23505'), (3, 2, '23514'), (3, 3, '23503'))
+             v (n, many, sqlstate);
 SELECT throws_ok($$ SELECT pg_temp.post('reward', 'x', 'expense 0',
                                         'pending 0') $$, '23514', NULL,
                  'entries of nothing');
@@ -297,7 +299,7 @@ SELECT pg_temp.finds($$ UPDATE referral.entry SET balance = balance + 1
                             WHERE seq = 1 $$,
                      'the balance is not the sum of the entries');
 SELECT pg_temp.finds($$ DELETE FROM referral.entry WHERE amount < 0 $$,
-                     'has fewer than two entries');
+                     'entries are missing');
 SELECT pg_temp.finds($$ DELETE FROM referral.entry WHERE seq = 1
                             AND account_id = pg_temp.account('payable') $$,
                      'a number is missing');
