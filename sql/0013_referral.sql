@@ -1670,6 +1670,7 @@ CREATE FUNCTION referral.referral_register(program_id bigint, options jsonb,
     RETURNS jsonb
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
+    SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE
     p        referral.program;
