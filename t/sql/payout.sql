@@ -234,17 +234,12 @@ SELECT is_empty($$ SELECT s.account, s.unit
                                                         = 'closing') $$,
                 'opening and movements are the closing');
 
-INSERT INTO referral.transfer (organisation_id, kind, idempotency_key, at)
-    VALUES (:acme, 'adjustment', 'late', '2026-03-08 04:30+00');
-INSERT INTO referral.entry (account_id, seq, transfer_id, amount, balance)
-    SELECT a.id, coalesce(max(e.seq), 0) + 1, t.id, v.amount,
-           coalesce(sum(e.amount), 0) + v.amount
-        FROM (VALUES ('payable', 7), ('expense', -7)) v (kind, amount)
-             JOIN referral.account a ON a.kind = v.kind AND a.unit = 'USD'
-                  AND a.referrer_id = pg_temp.who('dan')
-             JOIN referral.transfer t ON t.idempotency_key = 'late'
-             LEFT JOIN referral.entry e ON e.account_id = a.id
-        GROUP BY a.id, t.id, v.amount;
+SELECT referral.transfer_post(:acme, 'adjustment', 'late',
+           array_agg(ROW(a.id, v.amount, NULL)::referral.posting),
+           at => '2026-03-08 04:30+00')
+    FROM (VALUES ('payable', 7), ('expense', -7)) v (kind, amount)
+         JOIN referral.account a ON a.kind = v.kind AND a.unit = 'USD'
+              AND a.referrer_id = pg_temp.who('dan') \g /dev/null
 SELECT is((SELECT sum(amount) FROM referral.statement(pg_temp.who('dan'), day,
                                                       day)
                WHERE account = 'payable'), want, day || ' in New York')
