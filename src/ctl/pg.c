@@ -138,7 +138,16 @@ ctl_pg_failed(PGconn *pg, const PGresult *result, const char *what)
               state ? ")" : "", detail ? "; " : "", detail ? detail : "",
               hint ? "; " : "", hint ? hint : "");
 
-    return PQstatus(pg) == CONNECTION_OK ? CTL_FOUND : CTL_UNREACHABLE;
+    /* a server that shuts down says so before the connection is gone */
+
+    if (PQstatus(pg) != CONNECTION_OK
+        || (state != NULL && (strncmp(state, "57P0", 4) == 0
+                              || strncmp(state, "08", 2) == 0)))
+    {
+        return CTL_UNREACHABLE;
+    }
+
+    return CTL_FOUND;
 }
 
 
