@@ -284,12 +284,12 @@ CREATE FUNCTION referral.rollup_edge(of_day date, programs bigint[])
     SET plan_cache_mode = force_custom_plan
 AS $$
 DECLARE
-    low   timestamptz;
-    high  timestamptz;
+    begins  timestamptz;
+    ends    timestamptz;
 BEGIN
     SELECT min(of_day::timestamp AT TIME ZONE p.time_zone),
            max((of_day + 1)::timestamp AT TIME ZONE p.time_zone)
-        INTO low, high
+        INTO begins, ends
         FROM referral.program p WHERE p.id = ANY (programs);
 
     DELETE FROM referral.rollup r
@@ -332,7 +332,7 @@ BEGIN
                                  AND NOT coalesce(i.signals
                                      && '{head,prefetch,preview,duplicate}',
                                      false) AS counted) c
-            WHERE i.occurred_at >= low AND i.occurred_at < high
+            WHERE i.occurred_at >= begins AND i.occurred_at < ends
             GROUP BY 1, 2, 3, 4, 5, 6, 7
     ), total AS (
         INSERT INTO referral.rollup (program_id, day, part, country, source,
@@ -374,17 +374,17 @@ CREATE FUNCTION referral.rollup_ledger(of_day date, program bigint)
     SET plan_cache_mode = force_custom_plan
 AS $$
 DECLARE
-    p     referral.program;
-    unit  text;
-    low   timestamptz;
-    high  timestamptz;
+    p       referral.program;
+    money   text;
+    begins  timestamptz;
+    ends    timestamptz;
 BEGIN
     SELECT * INTO p FROM referral.program g WHERE g.id = program;
-    unit := coalesce(p.currency, (SELECT o.currency
+    money := coalesce(p.currency, (SELECT o.currency
                                       FROM referral.organisation o
                                       WHERE o.id = p.organisation_id));
-    low := of_day::timestamp AT TIME ZONE p.time_zone;
-    high := (of_day + 1)::timestamp AT TIME ZONE p.time_zone;
+    begins := of_day::timestamp AT TIME ZONE p.time_zone;
+    ends := (of_day + 1)::timestamp AT TIME ZONE p.time_zone;
 
     DELETE FROM referral.rollup r
         WHERE r.program_id = program AND r.day = of_day
@@ -398,35 +398,35 @@ BEGIN
                0 AS conversions, 0::bigint AS revenue, 0::bigint AS refunds,
                0::bigint AS cost
             FROM referral.referral r
-            WHERE r.program_id = program AND r.created_at >= low
-                  AND r.created_at < high
+            WHERE r.program_id = program AND r.created_at >= begins
+                  AND r.created_at < ends
         UNION ALL
         SELECT r.id, 0, 1, 0, 0, 0, 0, 0
             FROM referral.referral r
-            WHERE r.program_id = program AND r.registered_at >= low
-                  AND r.registered_at < high
+            WHERE r.program_id = program AND r.registered_at >= begins
+                  AND r.registered_at < ends
         UNION ALL
         SELECT r.id, 0, 0, 1, 0, 0, 0, 0
             FROM referral.referral r
-            WHERE r.program_id = program AND r.converted_at >= low
-                  AND r.converted_at < high
+            WHERE r.program_id = program AND r.converted_at >= begins
+                  AND r.converted_at < ends
         UNION ALL
         SELECT c.referral_id, 0, 0, 0, 1,
-               CASE WHEN c.currency = unit THEN c.amount ELSE 0 END, 0, 0
+               CASE WHEN c.currency = money THEN c.amount ELSE 0 END, 0, 0
             FROM referral.conversion c
-            WHERE c.program_id = program AND c.occurred_at >= low
-                  AND c.occurred_at < high
+            WHERE c.program_id = program AND c.occurred_at >= begins
+                  AND c.occurred_at < ends
         UNION ALL
         SELECT c.referral_id, 0, 0, 0, 0, 0, f.amount, 0
             FROM referral.refund f
                  JOIN referral.conversion c ON c.id = f.conversion_id
-            WHERE c.program_id = program AND c.currency = unit
-                  AND f.occurred_at >= low AND f.occurred_at < high
+            WHERE c.program_id = program AND c.currency = money
+                  AND f.occurred_at >= begins AND f.occurred_at < ends
         UNION ALL
         SELECT w.referral_id, 0, 0, 0, 0, 0, 0, w.amount - w.reversed
             FROM referral.reward w
-            WHERE w.program_id = program AND w.unit = unit
-                  AND w.earned_at >= low AND w.earned_at < high
+            WHERE w.program_id = program AND w.unit = money
+                  AND w.earned_at >= begins AND w.earned_at < ends
                   AND w.status NOT IN ('rejected', 'cancelled', 'expired')
     ), fine AS MATERIALIZED (
         SELECT r.country, r.source,
