@@ -289,6 +289,16 @@ BEGIN
     GET DIAGNOSTICS n = ROW_COUNT;
     result := result || jsonb_build_object('referral', n);
 
+    -- events name the application's id of the referee, for 30 days
+
+    UPDATE referral.event e
+        SET data = e.data - 'referee_external_id'
+        WHERE e.order_key = ANY (SELECT 'referral:' || f
+                                     FROM unnest(s.referrals) f)
+              AND e.data ? 'referee_external_id';
+    GET DIAGNOSTICS n = ROW_COUNT;
+    result := result || jsonb_build_object('event', n);
+
     UPDATE referral.interaction i
         SET visitor = NULL, visitor_hash = NULL, ip = NULL, user_agent = NULL,
             args = NULL, metadata = i.metadata - '{latitude,longitude,referer,'
