@@ -8,7 +8,7 @@
 -- that is not acceptable RF010, both name the key.  Settings of the session
 -- or transaction say for whom it is called:
 --
---     SET LOCAL referral.actor = 'mary@example.com';   -- for the audit
+--     SET LOCAL referral.actor = 'staff 4711';         -- for the audit
 --     SET LOCAL referral.organisation = '17';          -- nothing outside it
 --     SET LOCAL referral.referrer = '4711';            -- partners' portals
 

@@ -37,7 +37,7 @@ my $w = $t->worker();
 rows_are('FOLD', 5, 'clicks flow while counters are not folded');
 $w->restart();
 ok($t->wait_for(sub { $w->output() =~
-        /level=error event=maintain-failed work=housekeeping sqlstate=23514/ },
+        /level=error event=housekeeping-failed part=counters sqlstate=23514/ },
    10), 'it is an error, and says which');
 journal_write('--count', 5, '--code', 'FOLD2');
 rows_are('FOLD2', 5, 'clicks flow after that, too');

@@ -17,6 +17,7 @@
 #include "referral_fault.h"
 #include "flush.h"
 #include "free.h"
+#include "housekeeping.h"
 #include "listen.h"
 #include "log.h"
 #include "maintain.h"
@@ -49,6 +50,7 @@ typedef struct {
     referral_publish_t         publish;
     referral_webhook_t         webhook;
     referral_listen_t          listen;
+    referral_housekeeping_t    housekeeping;
 
     uint64_t                   freed;      /* when, monotonic ms */
     uint64_t                   summary;
@@ -244,6 +246,7 @@ referral_worker_start(referral_worker_t *w)
 static int
 referral_worker_threads(referral_worker_t *w)
 {
+    referral_housekeeping_start(&w->housekeeping, &w->settings);
     referral_publish_start(&w->publish, &w->settings);
 
     return referral_webhook_start(&w->webhook, &w->settings);
@@ -257,13 +260,21 @@ referral_worker_join(referral_worker_t *w)
 {
     int  rc;
 
+    referral_thread_ask(&w->housekeeping.thread);
     referral_thread_ask(&w->publish.thread);
     referral_thread_ask(&w->webhook.thread);
 
-    rc = referral_publish_stop(&w->publish);
+    rc = referral_housekeeping_stop(&w->housekeeping);
 
-    return referral_webhook_stop(&w->webhook) == REFERRAL_OK ? rc
-                                                             : REFERRAL_AGAIN;
+    if (referral_publish_stop(&w->publish) != REFERRAL_OK) {
+        rc = REFERRAL_AGAIN;
+    }
+
+    if (referral_webhook_stop(&w->webhook) != REFERRAL_OK) {
+        rc = REFERRAL_AGAIN;
+    }
+
+    return rc;
 }
 
 

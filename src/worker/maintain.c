@@ -17,22 +17,15 @@
 /* milliseconds */
 
 #define REFERRAL_MAINTAIN_PARTITIONS    3600000
-#define REFERRAL_MAINTAIN_HOUSEKEEPING  60000
 #define REFERRAL_MAINTAIN_RETENTION     3600000
 #define REFERRAL_MAINTAIN_AGAIN         60000   /* after a failure */
 
 #define REFERRAL_MAINTAIN_AHEAD         "3"     /* days */
 
-/* deltas of one folding statement, as in referral.counter_fold() */
-
-#define REFERRAL_MAINTAIN_FOLD          100000
-#define REFERRAL_MAINTAIN_FOLDS         20
-
 
 static int referral_maintain_failed(referral_pg_t *pg, const char *work,
     int rc);
 static int referral_maintain_partitions(referral_pg_t *pg);
-static int referral_maintain_housekeeping(referral_pg_t *pg);
 static int referral_maintain_retention(referral_pg_t *pg);
 static int referral_maintain_expire(referral_pg_t *pg, const char *name,
     unsigned attached, unsigned detaching);
@@ -61,12 +54,6 @@ referral_maintain(referral_maintain_t *m, referral_pg_t *pg)
                                ? REFERRAL_MAINTAIN_PARTITIONS
                                : REFERRAL_MAINTAIN_AGAIN);
         rc = referral_maintain_failed(pg, "partitions", rc);
-    }
-
-    if (rc == REFERRAL_OK && now >= m->housekeeping) {
-        m->housekeeping = now + REFERRAL_MAINTAIN_HOUSEKEEPING;
-        rc = referral_maintain_housekeeping(pg);
-        rc = referral_maintain_failed(pg, "housekeeping", rc);
     }
 
     if (rc == REFERRAL_OK && now >= m->retention) {
@@ -121,34 +108,6 @@ referral_maintain_partitions(referral_pg_t *pg)
     if (made) {
         referral_log(REFERRAL_LOG_INFO, "partitions-ahead", NULL, "made=%d",
                      made);
-    }
-
-    return REFERRAL_OK;
-}
-
-
-static int
-referral_maintain_housekeeping(referral_pg_t *pg)
-{
-    int        i;
-    long       folded;
-    PGresult  *res;
-
-    for (i = 0; i < REFERRAL_MAINTAIN_FOLDS; i++) {
-
-        if (referral_pg_query(pg, "SELECT folded FROM"
-                              " referral.housekeeping()", 0, NULL, &res)
-            != REFERRAL_OK)
-        {
-            return REFERRAL_ERROR;
-        }
-
-        folded = atol(PQgetvalue(res, 0, 0));
-        PQclear(res);
-
-        if (folded < REFERRAL_MAINTAIN_FOLD) {
-            break;
-        }
     }
 
     return REFERRAL_OK;

@@ -2,8 +2,8 @@
 /*
  * Copyright (C) The nginx referral module authors
  *
- * Regular work in Postgres: partitions ahead, folding of counters, and the
- * end of old partitions.
+ * Partitions: those ahead, and the end of old ones.  The worker's role does
+ * it, on the connection of the flush, which needs them.
  */
 
 
@@ -16,7 +16,6 @@
 
 typedef struct {
     uint64_t             partitions;       /* when each is due, monotonic ms */
-    uint64_t             housekeeping;
     uint64_t             retention;
 } referral_maintain_t;
 

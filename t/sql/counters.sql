@@ -25,8 +25,8 @@ PREPARE counted AS
 
 SELECT bag_eq('counted', 'expected', 'deltas count before they are folded');
 
-SELECT is(folded, 5::bigint, 'five deltas are folded')
-    FROM referral.housekeeping();
+SELECT is(done, 5::bigint, 'five deltas are folded')
+    FROM referral.housekeeping(now(), 'counters');
 
 SELECT bag_eq('counted', 'expected', 'and count the same afterwards');
 SELECT is_empty('SELECT FROM referral.counter_delta', 'no delta is left');

@@ -118,9 +118,9 @@ INSERT INTO referral.dead_letter (stream, seq, reason, at)
     VALUES (7, 5, '22P02', now() - interval '29 days');
 UPDATE referral.quarantine SET at = now() - interval '91 days';
 
-SELECT results_eq($$ SELECT dead_letters_deleted, quarantine_deleted
-                         FROM referral.housekeeping() $$,
-                  $$ VALUES (1::bigint, 1::bigint) $$,
+SELECT results_eq($$ SELECT done
+                         FROM referral.housekeeping(now(), 'ingest') $$,
+                  $$ VALUES (2::bigint) $$,
                   'dead letters go after 30 days, quarantine after 90');
 
 SELECT * FROM finish();
