@@ -42,6 +42,9 @@ INSERT INTO expected VALUES
     ('event_type', 'referral_analyst', 'SELECT'),
     ('referral_transition', 'referral_app', 'SELECT'),
     ('referral_transition', 'referral_analyst', 'SELECT'),
+    ('payout_transition', 'referral_app', 'SELECT'),
+    ('payout_transition', 'referral_analyst', 'SELECT'),
+    ('housekeeping_part', 'referral_worker', 'SELECT'),
     ('unit', 'referral_app', 'SELECT'),
     ('unit', 'referral_analyst', 'SELECT'),
     ('unit', 'referral_partner', 'SELECT');
