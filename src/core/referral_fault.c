@@ -313,6 +313,16 @@ static const referral_fault_t  referral_guards[] = {
       "Redis has to hold the batch that Postgres knows; without it the"
       " generation is enough", 0 },
 
+    /* nginx: codes */
+
+    { "zone-generation",
+      "a reply is stored only if nothing was announced since its read was"
+      " written; without it the last one stays", 0 },
+
+    { "off-order",
+      "the set of what is switched off is replaced only by a later read;"
+      " without it by whatever comes last", 0 },
+
     { NULL, NULL, 0 }
 };
 

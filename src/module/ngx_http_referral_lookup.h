@@ -23,6 +23,12 @@ ngx_int_t ngx_http_referral_lookup_init_process(ngx_cycle_t *cycle,
     ngx_http_referral_main_conf_t *rmcf);
 void ngx_http_referral_lookup_exit_process(void);
 
+/* reads that were held back at the start go out */
+void ngx_http_referral_lookup_release(void);
+
+/* the server was heard on another connection */
+void ngx_http_referral_lookup_hurry(void);
+
 /*
  * Judges ctx->code (folded).
  *

@@ -17,6 +17,7 @@
 #include "ngx_http_referral_stat.h"
 #include "ngx_http_referral_redis.h"
 #include "ngx_http_referral_status.h"
+#include "ngx_http_referral_subscribe.h"
 #include "ngx_http_referral_variables.h"
 #include "ngx_http_referral_zone.h"
 
@@ -734,6 +735,8 @@ ngx_http_referral_init_process(ngx_cycle_t *cycle)
 
     (void) ngx_http_referral_lookup_init_process(cycle, rmcf);
 
+    ngx_http_referral_subscribe_init_process(cycle, rmcf);
+
     return NGX_OK;
 }
 
@@ -755,6 +758,7 @@ ngx_http_referral_exit_process(ngx_cycle_t *cycle)
         return;
     }
 
+    ngx_http_referral_subscribe_exit_process();
     ngx_http_referral_lookup_exit_process();
     ngx_http_referral_geo_exit_process();
     ngx_http_referral_journal_exit_process();

@@ -31,9 +31,13 @@
 
 /* commands in flight that nobody waits for, while it is open */
 
-#define NGX_HTTP_REFERRAL_REDIS_BEHIND    64
+#define NGX_HTTP_REFERRAL_REDIS_BEHIND    128
 
 
+static ngx_int_t ngx_http_referral_redis_queue(
+    ngx_http_referral_redis_t *link, ngx_http_referral_redis_op_e type,
+    int argc, const char **argv, const size_t *argvlen,
+    ngx_http_referral_redis_pt handler, void *data);
 static void ngx_http_referral_redis_deadline_handler(ngx_event_t *ev);
 static void ngx_http_referral_redis_open(ngx_http_referral_redis_t *link);
 static void ngx_http_referral_redis_retry_handler(ngx_event_t *ev);
@@ -48,7 +52,8 @@ static u_char *ngx_http_referral_redis_log_error(ngx_log_t *log, u_char *buf,
 
 ngx_http_referral_redis_t *
 ngx_http_referral_redis_create(ngx_cycle_t *cycle,
-    ngx_http_referral_redis_conf_t *conf, const char *name)
+    ngx_http_referral_redis_conf_t *conf,
+    const ngx_http_referral_redis_use_t *use)
 {
     ngx_http_referral_redis_t  *link;
 
@@ -58,7 +63,8 @@ ngx_http_referral_redis_create(ngx_cycle_t *cycle,
     }
 
     link->conf = conf;
-    link->name = name;
+    link->use = use;
+    link->timeout = use->timeout ? use->timeout : conf->timeout;
     link->hopeful = 1;
 
     link->log = *cycle->log;
@@ -150,28 +156,57 @@ ngx_http_referral_redis_command(ngx_http_referral_redis_t *link,
     int argc, const char **argv, const size_t *argvlen,
     ngx_http_referral_redis_pt handler, void *data)
 {
-    ngx_connection_t  *c;
-
-    if (link->open) {
-
-        /* a slow server still tells what it knows, if it is not flooded */
-
-        if (link->nops >= NGX_HTTP_REFERRAL_REDIS_BEHIND) {
-            return NGX_DECLINED;
-        }
-
-    } else if (!ngx_http_referral_redis_usable(link)) {
+    if (!link->open && !ngx_http_referral_redis_usable(link)) {
         return NGX_DECLINED;
     }
 
-    if (ngx_http_referral_redis_ask(link, NGX_HTTP_REFERRAL_REDIS_OP_USER,
-                                    argc, argv, argvlen, handler, data)
+    if (ngx_http_referral_redis_queue(link, NGX_HTTP_REFERRAL_REDIS_OP_USER,
+                                      argc, argv, argvlen, handler, data)
         != NGX_OK)
     {
         return NGX_DECLINED;
     }
 
     ngx_http_referral_count(redis_commands);
+
+    return NGX_OK;
+}
+
+
+ngx_int_t
+ngx_http_referral_redis_optional(ngx_http_referral_redis_t *link,
+    int argc, const char **argv, const size_t *argvlen,
+    ngx_http_referral_redis_pt handler, void *data)
+{
+    if (link->state == NGX_HTTP_REFERRAL_REDIS_DOWN) {
+        return NGX_DECLINED;
+    }
+
+    return ngx_http_referral_redis_queue(link,
+                                         NGX_HTTP_REFERRAL_REDIS_OP_OPTIONAL,
+                                         argc, argv, argvlen, handler, data);
+}
+
+
+static ngx_int_t
+ngx_http_referral_redis_queue(ngx_http_referral_redis_t *link,
+    ngx_http_referral_redis_op_e type, int argc, const char **argv,
+    const size_t *argvlen, ngx_http_referral_redis_pt handler, void *data)
+{
+    ngx_connection_t  *c;
+
+    /* a slow server still tells what it knows, if it is not flooded */
+
+    if (link->open && link->nops >= NGX_HTTP_REFERRAL_REDIS_BEHIND) {
+        return NGX_DECLINED;
+    }
+
+    if (ngx_http_referral_redis_ask(link, type, argc, argv, argvlen, handler,
+                                    data)
+        != NGX_OK)
+    {
+        return NGX_DECLINED;
+    }
 
     /* all commands of one turn of the event loop leave in one write */
 
@@ -184,6 +219,18 @@ ngx_http_referral_redis_command(ngx_http_referral_redis_t *link,
     }
 
     return NGX_OK;
+}
+
+
+void
+ngx_http_referral_redis_hurry(ngx_http_referral_redis_t *link)
+{
+    if ((link->open || link->state == NGX_HTTP_REFERRAL_REDIS_DOWN)
+        && link->retry.timer_set)
+    {
+        ngx_del_timer(&link->retry);
+        ngx_add_timer(&link->retry, 1);
+    }
 }
 
 
@@ -213,9 +260,6 @@ ngx_http_referral_redis_ready(ngx_http_referral_redis_t *link)
     link->tried = 0;
     link->since = ngx_current_msec;
 
-    ngx_http_referral_gauge(redis_connected, 1);
-    ngx_http_referral_gauge(redis_circuit, 0);
-
     /* what waited for the greeting has waited by no fault of the server's */
 
     for (q = ngx_queue_head(&link->ops);
@@ -233,8 +277,12 @@ ngx_http_referral_redis_ready(ngx_http_referral_redis_t *link)
         link->reported = 0;
 
         ngx_log_error(NGX_LOG_NOTICE, ngx_cycle->log, 0,
-                      "referral: redis %s is usable again",
-                      link->conf->url.display);
+                      "referral: redis %s %s",
+                      link->conf->url.display, link->use->well);
+    }
+
+    if (link->use->ready) {
+        link->use->ready(link);
     }
 }
 
@@ -266,9 +314,9 @@ ngx_http_referral_redis_set_deadline(ngx_http_referral_redis_t *link)
                                 ngx_http_referral_redis_op_t, queue);
 
             if (!set
-                || (ngx_msec_int_t) (op->sent + link->conf->timeout - at) < 0)
+                || (ngx_msec_int_t) (op->sent + link->timeout - at) < 0)
             {
-                at = op->sent + link->conf->timeout;
+                at = op->sent + link->timeout;
                 set = 1;
             }
         }
@@ -304,7 +352,7 @@ ngx_http_referral_redis_deadline_handler(ngx_event_t *ev)
         op = ngx_queue_data(q, ngx_http_referral_redis_op_t, queue);
 
         if ((ngx_msec_int_t) (now - op->sent)
-            < (ngx_msec_int_t) link->conf->timeout)
+            < (ngx_msec_int_t) link->timeout)
         {
             break;
         }
@@ -312,9 +360,11 @@ ngx_http_referral_redis_deadline_handler(ngx_event_t *ev)
         ngx_queue_remove(q);
         ngx_queue_insert_tail(&link->late, q);
 
-        ngx_http_referral_count(redis_timeouts);
+        if (op->type == NGX_HTTP_REFERRAL_REDIS_OP_USER) {
+            ngx_http_referral_count(redis_timeouts);
 
-        link->timeouts++;
+            link->timeouts++;
+        }
     }
 
     if (!ngx_queue_empty(&link->late)) {
@@ -391,7 +441,8 @@ ngx_http_referral_redis_retry_handler(ngx_event_t *ev)
 static ngx_msec_t
 ngx_http_referral_redis_patience(ngx_http_referral_redis_t *link)
 {
-    return ngx_max(1000, link->conf->timeout * 3);
+    return link->use->timeout ? link->timeout
+                              : ngx_max(1000, link->timeout * 3);
 }
 
 
@@ -512,10 +563,6 @@ ngx_http_referral_redis_close(ngx_http_referral_redis_t *link)
 
     link->state = NGX_HTTP_REFERRAL_REDIS_DOWN;
     link->open = 0;
-
-    ngx_http_referral_gauge(redis_connected, 0);
-    ngx_http_referral_gauge(redis_circuit, 0);
-
     link->probing = 0;
     link->timeouts = 0;
     link->fed = 0;
@@ -573,6 +620,10 @@ ngx_http_referral_redis_close(ngx_http_referral_redis_t *link)
             op->handler(op->data, NULL);
         }
     }
+
+    if (link->use->down) {
+        link->use->down(link);
+    }
 }
 
 
@@ -597,10 +648,10 @@ ngx_http_referral_redis_report(ngx_http_referral_redis_t *link)
     link->said = ngx_current_msec;
     link->said_crc = crc;
 
-    ngx_log_error(NGX_LOG_ERR, ngx_cycle->log, 0,
-                  "referral: redis %s is not usable: %s; codes that are not "
-                  "in the zone stay unverified until it is",
-                  link->conf->url.display, link->reason);
+    ngx_log_error(link->use->level, ngx_cycle->log, 0,
+                  "referral: redis %s %s: %s; %s",
+                  link->conf->url.display, link->use->trouble, link->reason,
+                  link->use->harm);
 }
 
 

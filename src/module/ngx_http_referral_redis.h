@@ -2,8 +2,9 @@
 /*
  * Copyright (C) The nginx referral module authors
  *
- * One connection to Redis for each worker: nginx owns the socket, hiredis
- * formats commands and parses replies.  Commands are pipelined.
+ * Connections of a worker to Redis, one for lookups and one for what Redis
+ * announces: nginx owns the socket, hiredis formats commands and parses
+ * replies.  Commands are pipelined.
  */
 
 
@@ -36,6 +37,35 @@ typedef struct ngx_http_referral_redis_s  ngx_http_referral_redis_t;
  */
 typedef void (*ngx_http_referral_redis_pt)(void *data, redisReply *reply);
 
+typedef void (*ngx_http_referral_redis_link_pt)(
+    ngx_http_referral_redis_t *link);
+
+
+/* what a link is for; handlers may be NULL, and must not destroy it */
+
+typedef struct {
+    const char                       *name;        /* of the connection */
+    const char                       *trouble;     /* "is not usable" */
+    const char                       *harm;        /* what that means */
+    const char                       *well;        /* "is usable again" */
+    ngx_uint_t                        level;       /* of these lines */
+    ngx_msec_t                        timeout;     /* 0: of the directive */
+
+    /* commands that go out before any other, and before it is ready */
+
+    ngx_http_referral_redis_link_pt   greet;
+    ngx_http_referral_redis_link_pt   ready;       /* or the circuit closed */
+    ngx_http_referral_redis_link_pt   down;
+
+    /* "HMGET referral:publisher generation ready", with each greeting */
+
+    ngx_http_referral_redis_pt        probe;
+
+    /* messages of channels; so few at a time that nobody starves */
+
+    ngx_http_referral_redis_pt        push;
+} ngx_http_referral_redis_use_t;
+
 
 /*
  * directive: referral_redis url [timeout=time] [connect_timeout=time]
@@ -45,7 +75,8 @@ char *ngx_http_referral_redis(ngx_conf_t *cf, ngx_command_t *cmd, void *conf);
 
 /* makes this worker's link and starts to connect; NULL only without memory */
 ngx_http_referral_redis_t *ngx_http_referral_redis_create(ngx_cycle_t *cycle,
-    ngx_http_referral_redis_conf_t *conf, const char *name);
+    ngx_http_referral_redis_conf_t *conf,
+    const ngx_http_referral_redis_use_t *use);
 void ngx_http_referral_redis_destroy(ngx_http_referral_redis_t *link);
 
 /*
@@ -63,6 +94,18 @@ ngx_uint_t ngx_http_referral_redis_usable(ngx_http_referral_redis_t *link);
 ngx_int_t ngx_http_referral_redis_command(ngx_http_referral_redis_t *link,
     int argc, const char **argv, const size_t *argvlen,
     ngx_http_referral_redis_pt handler, void *data);
+
+/*
+ * The same for what the link itself can do without: taken while it connects,
+ * too, not counted, and a user who may not do this is told so by the reply
+ * and loses nothing else.
+ */
+ngx_int_t ngx_http_referral_redis_optional(ngx_http_referral_redis_t *link,
+    int argc, const char **argv, const size_t *argvlen,
+    ngx_http_referral_redis_pt handler, void *data);
+
+/* the server was heard elsewhere: a link that waits to try again need not */
+void ngx_http_referral_redis_hurry(ngx_http_referral_redis_t *link);
 
 
 #endif /* _NGX_HTTP_REFERRAL_REDIS_H_INCLUDED_ */

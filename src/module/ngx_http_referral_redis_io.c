@@ -10,9 +10,9 @@
 
 
 #define NGX_HTTP_REFERRAL_REDIS_OUT       (1024 * 1024)  /* bytes unsent */
-#define NGX_HTTP_REFERRAL_REDIS_OPS       8192           /* in flight */
+#define NGX_HTTP_REFERRAL_REDIS_OPS       16384          /* in flight */
 #define NGX_HTTP_REFERRAL_REDIS_REPLY     (1024 * 1024)  /* bytes */
-#define NGX_HTTP_REFERRAL_REDIS_ELEMENTS  4096           /* of an array */
+#define NGX_HTTP_REFERRAL_REDIS_ELEMENTS  8192           /* of an array */
 #define NGX_HTTP_REFERRAL_REDIS_READ      16384          /* bytes at a time */
 
 
@@ -31,6 +31,7 @@ static ngx_int_t ngx_http_referral_redis_parse(
     ngx_http_referral_redis_t *link, u_char *data, size_t len);
 static ngx_int_t ngx_http_referral_redis_process(
     ngx_http_referral_redis_t *link, redisReply *reply);
+static ngx_uint_t ngx_http_referral_redis_is_push(redisReply *reply);
 static ngx_int_t ngx_http_referral_redis_answer(
     ngx_http_referral_redis_t *link, ngx_http_referral_redis_op_e type,
     redisReply *reply, ngx_uint_t late);
@@ -300,7 +301,7 @@ ngx_http_referral_redis_greet(ngx_http_referral_redis_t *link)
     argvlen[1] = sizeof("SETNAME") - 1;
     argv[2] = (char *) text;
     argvlen[2] = ngx_snprintf(text, sizeof(text), "referral-%P-%s", ngx_pid,
-                              link->name)
+                              link->use->name)
                  - text;
 
     if (ngx_http_referral_redis_ask(link, NGX_HTTP_REFERRAL_REDIS_OP_NAME,
@@ -308,6 +309,10 @@ ngx_http_referral_redis_greet(ngx_http_referral_redis_t *link)
         != NGX_OK)
     {
         return NGX_ERROR;
+    }
+
+    if (link->use->greet) {
+        link->use->greet(link);
     }
 
     return ngx_http_referral_redis_probe(link);
@@ -318,10 +323,11 @@ ngx_int_t
 ngx_http_referral_redis_probe(ngx_http_referral_redis_t *link)
 {
     ngx_int_t           rc;
-    static const char  *argv[] = { "HMGET", "referral:publisher", "ready" };
+    static const char  *argv[] = { "HMGET", "referral:publisher",
+                                   "generation", "ready" };
 
     rc = ngx_http_referral_redis_ask(link, NGX_HTTP_REFERRAL_REDIS_OP_PROBE,
-                                     3, argv, NULL, NULL, NULL);
+                                     4, argv, NULL, link->use->probe, NULL);
 
     link->probing = (rc == NGX_OK);
 
@@ -572,6 +578,14 @@ ngx_http_referral_redis_read_handler(ngx_event_t *rev)
         if (!rev->ready) {
             break;
         }
+
+        if (link->use->push) {
+
+            /* a million messages at once: others have their turn */
+
+            ngx_post_event(rev, &ngx_posted_next_events);
+            return;
+        }
     }
 
     if (link->broken) {
@@ -653,6 +667,11 @@ ngx_http_referral_redis_process(ngx_http_referral_redis_t *link,
     ngx_http_referral_redis_op_t  *op;
     ngx_http_referral_redis_op_e   type;
 
+    if (link->use->push && ngx_http_referral_redis_is_push(reply)) {
+        link->use->push(NULL, reply);
+        return NGX_OK;
+    }
+
     late = !ngx_queue_empty(&link->late);
 
     if (!late && ngx_queue_empty(&link->ops)) {
@@ -687,18 +706,32 @@ ngx_http_referral_redis_process(ngx_http_referral_redis_t *link,
         ngx_http_referral_redis_set_deadline(link);
     }
 
-    if (handler) {
+    if (type == NGX_HTTP_REFERRAL_REDIS_OP_USER) {
         ngx_http_referral_count(redis_replies);
         ngx_http_referral_stat_latency(op->started);
 
         if (reply->type == REDIS_REPLY_ERROR) {
             ngx_http_referral_count(redis_errors);
         }
+    }
 
+    if (handler) {
         handler(data, reply);
     }
 
     return ngx_http_referral_redis_answer(link, type, reply, late);
+}
+
+
+/* "message" channel payload: answers no command */
+
+static ngx_uint_t
+ngx_http_referral_redis_is_push(redisReply *reply)
+{
+    return reply->type == REDIS_REPLY_ARRAY && reply->elements == 3
+           && reply->element[0]->type == REDIS_REPLY_STRING
+           && ngx_strcmp(reply->element[0]->str, "message") == 0
+           && reply->element[2]->type == REDIS_REPLY_STRING;
 }
 
 
@@ -744,6 +777,10 @@ ngx_http_referral_redis_refusal(ngx_http_referral_redis_op_e type,
     case NGX_HTTP_REFERRAL_REDIS_OP_NAME:
 
         /* a name is a courtesy that tight ACLs do not allow */
+
+        /* fall through */
+
+    case NGX_HTTP_REFERRAL_REDIS_OP_OPTIONAL:
 
         if (ngx_strncmp(reply->str, "NOPERM ", 7) == 0) {
             return 0;

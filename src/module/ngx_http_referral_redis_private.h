@@ -32,14 +32,15 @@ typedef enum {
 } ngx_http_referral_redis_state_e;
 
 
-/* what the link itself asks; OP_USER is everybody else */
+/* what the link itself asks; OP_USER and _OPTIONAL are everybody else */
 
 typedef enum {
     NGX_HTTP_REFERRAL_REDIS_OP_USER = 0,
     NGX_HTTP_REFERRAL_REDIS_OP_AUTH,
     NGX_HTTP_REFERRAL_REDIS_OP_SELECT,
     NGX_HTTP_REFERRAL_REDIS_OP_NAME,
-    NGX_HTTP_REFERRAL_REDIS_OP_PROBE
+    NGX_HTTP_REFERRAL_REDIS_OP_PROBE,
+    NGX_HTTP_REFERRAL_REDIS_OP_OPTIONAL
 } ngx_http_referral_redis_op_e;
 
 
@@ -55,7 +56,10 @@ typedef struct {
 
 struct ngx_http_referral_redis_s {
     ngx_http_referral_redis_conf_t    *conf;
-    const char                        *name;
+
+    const ngx_http_referral_redis_use_t  *use;
+
+    ngx_msec_t                         timeout;    /* of a command */
 
     ngx_http_referral_redis_state_e    state;
     ngx_uint_t                         addr;       /* of conf->addrs */

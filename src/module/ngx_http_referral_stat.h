@@ -31,11 +31,15 @@
     X(zone_hit, "zone_lookups_total", "result", "hit",                        \
       "Codes looked up in the zone.")                                         \
     X(zone_stale, "zone_lookups_total", "result", "stale", NULL)              \
+    X(zone_unsure, "zone_lookups_total", "result", "unsure", NULL)            \
     X(zone_miss, "zone_lookups_total", "result", "miss", NULL)                \
     X(zone_evicted, "zone_evicted_total", NULL, NULL,                         \
       "Entries dropped from the zone to make room.")                          \
     X(zone_nomem, "zone_no_memory_total", NULL, NULL,                         \
       "Entries that were not stored for want of memory.")                     \
+    X(zone_changed, "zone_refused_total", "reason", "changed",                \
+      "Replies of Redis that were not stored, overtaken or older.")           \
+    X(zone_older, "zone_refused_total", "reason", "older", NULL)              \
                                                                               \
     X(redis_commands, "redis_commands_total", NULL, NULL,                     \
       "Commands sent to Redis.")                                              \
@@ -51,6 +55,14 @@
       "Connections to Redis that failed or broke.")                           \
     X(redis_opened, "redis_circuit_opened_total", NULL, NULL,                 \
       "Times that waiting for Redis was given up.")                           \
+    X(redis_not_ready, "redis_not_ready_total", NULL, NULL,                   \
+      "Absent codes not believed, because the publisher was not ready.")      \
+    X(subscriptions, "redis_subscriptions_total", NULL, NULL,                 \
+      "Subscriptions to changes that began.")                                 \
+    X(invalidations, "redis_invalidations_total", NULL, NULL,                 \
+      "Changes that were announced, counted by each worker.")                 \
+    X(off_reads, "redis_off_reads_total", NULL, NULL,                         \
+      "Reads of the set of programs and referrers switched off.")             \
                                                                               \
     X(journal_records, "journal_records_total", NULL, NULL,                   \
       "Records appended to the journal.")                                     \
@@ -96,6 +108,8 @@
       "Workers whose connection to Redis is usable.")                         \
     X(redis_circuit, "redis_circuit_open_workers",                            \
       "Workers that do not wait for Redis, whose answers are late.")          \
+    X(redis_subscribed, "redis_subscribed_workers",                           \
+      "Workers that hear of each change.")                                    \
     X(redis_waiting, "redis_waiting_requests",                                \
       "Requests that wait for an answer of Redis.")                           \
     X(journal_streams, "journal_open_streams",                                \

@@ -536,6 +536,15 @@ ngx_http_referral_status_zone(ngx_http_referral_status_t *s,
                                    "Blocks of the zone in use.", usage.used);
     ngx_http_referral_status_gauge(s, "zone_capacity_blocks",
                                    "Blocks of the zone.", usage.capacity);
+    ngx_http_referral_status_gauge(s, "zone_covered",
+                                   "Whether each change would be heard.",
+                                   usage.covered);
+    ngx_http_referral_status_gauge(s, "zone_epoch",
+                                   "Times that entries became unsure, and 1.",
+                                   usage.epoch);
+    ngx_http_referral_status_gauge(s, "zone_off_members",
+                                   "Programs and referrers switched off.",
+                                   usage.off);
 }
 
 

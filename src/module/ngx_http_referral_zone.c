@@ -10,6 +10,8 @@
 
 #include "ngx_http_referral_zone_private.h"
 
+#include "referral_fault.h"
+
 
 /* an entry that was moved to the LRU's head so recently stays where it is */
 
@@ -19,9 +21,9 @@
 
 #define NGX_HTTP_REFERRAL_ZONE_REFRESH  1000       /* ms */
 
-/* the longest pause that is counted when a bucket leaks */
+/* with too many switched off to be held here, Redis is asked so often */
 
-#define NGX_HTTP_REFERRAL_ZONE_LEAK     86400000   /* ms */
+#define NGX_HTTP_REFERRAL_ZONE_DOUBT    1000       /* ms */
 
 #define NGX_HTTP_REFERRAL_ZONE_TEXT                                          \
     (REFERRAL_URL_LEN + REFERRAL_CAMPAIGN_LEN)
@@ -41,24 +43,27 @@ static ngx_http_referral_zone_code_t *ngx_http_referral_zone_find(
 static ngx_int_t ngx_http_referral_zone_age(
     ngx_http_referral_zone_conf_t *zcf, ngx_http_referral_zone_code_t *zc,
     ngx_msec_t now);
+static ngx_uint_t ngx_http_referral_zone_refresh(
+    ngx_http_referral_zone_code_t *zc, ngx_uint_t aged, ngx_msec_t now);
 static void ngx_http_referral_zone_touch(ngx_http_referral_zone_sh_t *sh,
     ngx_http_referral_zone_code_t *zc, ngx_msec_t now);
-static ngx_uint_t ngx_http_referral_zone_older(
-    ngx_http_referral_zone_conf_t *zcf, ngx_http_referral_zone_code_t *zc,
-    referral_rule_t *rule, ngx_msec_t now);
+static ngx_http_referral_zone_bucket_t *ngx_http_referral_zone_bucket(
+    ngx_http_referral_zone_sh_t *sh, ngx_uint_t hash);
+static uint64_t ngx_http_referral_zone_tag(ngx_uint_t hash, ngx_str_t *code);
+static ngx_int_t ngx_http_referral_zone_check(
+    ngx_http_referral_zone_conf_t *zcf, ngx_uint_t hash, ngx_str_t *code,
+    referral_rule_t *rule, ngx_http_referral_zone_token_t *token);
+static uint64_t ngx_http_referral_zone_version(
+    ngx_http_referral_zone_code_t *zc);
 static ngx_http_referral_zone_code_t *ngx_http_referral_zone_alloc_code(
     ngx_http_referral_zone_conf_t *zcf, ngx_http_referral_zone_list_t *list,
     size_t len);
-static void *ngx_http_referral_zone_alloc(ngx_http_referral_zone_conf_t *zcf,
-    ngx_http_referral_zone_list_t *list);
 static ngx_int_t ngx_http_referral_zone_evict(
     ngx_http_referral_zone_conf_t *zcf, ngx_http_referral_zone_list_t *list);
 static void ngx_http_referral_zone_drop(ngx_http_referral_zone_conf_t *zcf,
     ngx_http_referral_zone_code_t *zc);
 static void ngx_http_referral_zone_free_chain(
     ngx_http_referral_zone_conf_t *zcf, ngx_http_referral_zone_node_t *zn);
-static ngx_http_referral_zone_network_t *ngx_http_referral_zone_network(
-    ngx_http_referral_zone_conf_t *zcf, u_char *key);
 static void ngx_http_referral_zone_open(
     ngx_http_referral_zone_cursor_t *cursor,
     ngx_http_referral_zone_code_t *zc);
@@ -88,6 +93,7 @@ ngx_http_referral_zone_get(ngx_http_referral_zone_conf_t *zcf,
     ngx_msec_t                        now;
     ngx_uint_t                        hash, absent;
     referral_rule_t                   rule;
+    ngx_http_referral_zone_sh_t      *sh;
     ngx_http_referral_zone_rule_t     zr;
     ngx_http_referral_zone_code_t    *zc;
     ngx_http_referral_zone_cursor_t   cursor;
@@ -97,10 +103,11 @@ ngx_http_referral_zone_get(ngx_http_referral_zone_conf_t *zcf,
 
     hash = ngx_murmur_hash2(code->data, code->len);
     now = ngx_current_msec;
+    sh = zcf->sh;
 
     ngx_shmtx_lock(&zcf->shpool->mutex);
 
-    zc = ngx_http_referral_zone_find(zcf->sh, hash, code);
+    zc = ngx_http_referral_zone_find(sh, hash, code);
 
     if (zc == NULL) {
         ngx_shmtx_unlock(&zcf->shpool->mutex);
@@ -114,16 +121,12 @@ ngx_http_referral_zone_get(ngx_http_referral_zone_conf_t *zcf,
         return NGX_DECLINED;
     }
 
-    entry->fresh = (rc == NGX_OK);
-
-    if (!entry->fresh
-        && (uint32_t) now - zc->refreshed >= NGX_HTTP_REFERRAL_ZONE_REFRESH)
-    {
-        zc->refreshed = (uint32_t) now;
-        entry->refresh = 1;
+    if (ngx_http_referral_zone_is_covered(sh, now)) {
+        entry->unsure = (zc->epoch != sh->epoch);
+        entry->fresh = (rc == NGX_OK && !entry->unsure);
     }
 
-    ngx_http_referral_zone_touch(zcf->sh, zc, now);
+    ngx_http_referral_zone_touch(sh, zc, now);
 
     absent = zc->absent;
     url_len = zc->url_len;
@@ -138,6 +141,23 @@ ngx_http_referral_zone_get(ngx_http_referral_zone_conf_t *zcf,
         ngx_http_referral_zone_read(&cursor, NULL, zc->code_len);
         ngx_http_referral_zone_read(&cursor, &zr, sizeof(zr));
         ngx_http_referral_zone_read(&cursor, text, url_len + campaign_len);
+
+        if (ngx_http_referral_zone_off_has(sh, zr.program_id,
+                                           zr.referrer_id))
+        {
+            rule.state = REFERRAL_STATE_INACTIVE;
+
+        } else if (sh->off_over && (zr.program_id || zr.referrer_id)
+                   && now - zc->fetched >= NGX_HTTP_REFERRAL_ZONE_DOUBT)
+        {
+            entry->fresh = 0;
+            entry->unsure = 1;
+        }
+    }
+
+    if (!entry->fresh) {
+        entry->refresh = ngx_http_referral_zone_refresh(zc, rc == NGX_AGAIN,
+                                                        now);
     }
 
     ngx_shmtx_unlock(&zcf->shpool->mutex);
@@ -177,10 +197,31 @@ ngx_http_referral_zone_get(ngx_http_referral_zone_conf_t *zcf,
 
 
 void
+ngx_http_referral_zone_token(ngx_http_referral_zone_conf_t *zcf,
+    ngx_str_t *code, ngx_http_referral_zone_token_t *token)
+{
+    ngx_uint_t                    hash;
+    ngx_http_referral_zone_sh_t  *sh;
+
+    hash = ngx_murmur_hash2(code->data, code->len);
+    sh = zcf->sh;
+
+    ngx_shmtx_lock(&zcf->shpool->mutex);
+
+    token->epoch = sh->epoch;
+    token->generation = ngx_http_referral_zone_bucket(sh, hash)->generation;
+
+    ngx_shmtx_unlock(&zcf->shpool->mutex);
+}
+
+
+ngx_int_t
 ngx_http_referral_zone_set(ngx_http_referral_zone_conf_t *zcf,
-    ngx_str_t *code, referral_rule_t *rule)
+    ngx_str_t *code, referral_rule_t *rule,
+    ngx_http_referral_zone_token_t *token)
 {
     size_t                            len;
+    ngx_int_t                         rc;
     ngx_msec_t                        now;
     ngx_uint_t                        hash;
     ngx_http_referral_zone_sh_t      *sh;
@@ -193,7 +234,7 @@ ngx_http_referral_zone_set(ngx_http_referral_zone_conf_t *zcf,
         || (rule && (rule->url.len > REFERRAL_URL_LEN
                      || rule->campaign.len > REFERRAL_CAMPAIGN_LEN)))
     {
-        return;
+        return NGX_OK;
     }
 
     hash = ngx_murmur_hash2(code->data, code->len);
@@ -209,15 +250,11 @@ ngx_http_referral_zone_set(ngx_http_referral_zone_conf_t *zcf,
 
     ngx_shmtx_lock(&zcf->shpool->mutex);
 
-    zc = ngx_http_referral_zone_find(sh, hash, code);
+    rc = ngx_http_referral_zone_check(zcf, hash, code, rule, token);
 
-    if (zc != NULL) {
-        if (ngx_http_referral_zone_older(zcf, zc, rule, now)) {
-            ngx_shmtx_unlock(&zcf->shpool->mutex);
-            return;
-        }
-
-        ngx_http_referral_zone_drop(zcf, zc);
+    if (rc != NGX_OK) {
+        ngx_shmtx_unlock(&zcf->shpool->mutex);
+        return rc;
     }
 
     zc = ngx_http_referral_zone_alloc_code(zcf, list, len);
@@ -225,13 +262,14 @@ ngx_http_referral_zone_set(ngx_http_referral_zone_conf_t *zcf,
     if (zc == NULL) {
         ngx_shmtx_unlock(&zcf->shpool->mutex);
         ngx_http_referral_count(zone_nomem);
-        return;
+        return NGX_OK;
     }
 
     zc->base.node.key = hash;
     zc->fetched = now;
+    zc->epoch = sh->epoch;
     zc->touched = (uint32_t) now;
-    zc->refreshed = (uint32_t) now - NGX_HTTP_REFERRAL_ZONE_REFRESH;
+    zc->refreshed = (uint32_t) now;
     zc->code_len = (uint8_t) code->len;
     zc->absent = (rule == NULL);
 
@@ -263,75 +301,111 @@ ngx_http_referral_zone_set(ngx_http_referral_zone_conf_t *zcf,
     list->blocks += zc->blocks;
 
     ngx_shmtx_unlock(&zcf->shpool->mutex);
+
+    return NGX_OK;
 }
 
 
-/*
- * The bucket of ngx_http_limit_req_module: excess leaks at the rate, and a
- * request that would lift it over the burst is refused and costs nothing.
- */
+/* whether what Redis said may be stored; makes room for it */
 
-ngx_int_t
-ngx_http_referral_zone_take(ngx_http_referral_zone_conf_t *zcf,
-    u_char key[NGX_HTTP_REFERRAL_NETWORK_LEN], ngx_uint_t rate,
-    ngx_uint_t burst)
+static ngx_int_t
+ngx_http_referral_zone_check(ngx_http_referral_zone_conf_t *zcf,
+    ngx_uint_t hash, ngx_str_t *code, referral_rule_t *rule,
+    ngx_http_referral_zone_token_t *token)
 {
-    int64_t                            excess;
-    ngx_int_t                          rc;
-    ngx_msec_t                         now;
-    ngx_msec_int_t                     ms;
-    ngx_http_referral_zone_network_t  *zn;
+    ngx_http_referral_zone_sh_t      *sh;
+    ngx_http_referral_zone_code_t    *zc;
+    ngx_http_referral_zone_bucket_t  *bucket;
 
-    now = ngx_current_msec;
-    rc = NGX_OK;
+    sh = zcf->sh;
+    bucket = ngx_http_referral_zone_bucket(sh, hash);
 
-    ngx_shmtx_lock(&zcf->shpool->mutex);
+    if (referral_guard("zone-generation")
+        && (token->epoch != sh->epoch
+            || token->generation != bucket->generation))
+    {
+        ngx_http_referral_count(zone_changed);
+        return NGX_AGAIN;
+    }
 
-    zn = ngx_http_referral_zone_network(zcf, key);
+    if (rule && rule->version && bucket->epoch == sh->epoch
+        && rule->version < bucket->floor
+        && bucket->tag == ngx_http_referral_zone_tag(hash, code))
+    {
+        ngx_http_referral_count(zone_older);
+        return NGX_DECLINED;
+    }
 
-    if (zn == NULL) {
-        ngx_shmtx_unlock(&zcf->shpool->mutex);
-        ngx_http_referral_count(zone_nomem);
+    zc = ngx_http_referral_zone_find(sh, hash, code);
+
+    if (zc == NULL) {
         return NGX_OK;
     }
 
-    ngx_queue_remove(&zn->base.queue);
-    ngx_queue_insert_head(&zcf->sh->network.queue, &zn->base.queue);
+    /*
+     * Replies may be older than what is known already: a replica that lags,
+     * a restored dump.  What cannot be served any more is no argument.
+     */
 
-    ms = (ngx_msec_int_t) (now - zn->last);
+    if (rule && rule->version && !zc->absent
+        && ngx_http_referral_zone_age(zcf, zc, ngx_current_msec)
+           != NGX_DECLINED
+        && rule->version < ngx_http_referral_zone_version(zc))
+    {
+        /* Redis was asked in this epoch, and knows nothing newer */
 
-    /* workers read the clock at different moments */
+        zc->epoch = sh->epoch;
 
-    if (ms < -60000) {
-        ms = 1;
-
-    } else if (ms < 0) {
-        ms = 0;
-
-    } else if (ms > NGX_HTTP_REFERRAL_ZONE_LEAK) {
-        ms = NGX_HTTP_REFERRAL_ZONE_LEAK;
+        ngx_http_referral_count(zone_older);
+        return NGX_DECLINED;
     }
 
-    excess = (int64_t) zn->excess - (int64_t) rate * ms / 1000 + 1000;
+    ngx_http_referral_zone_drop(zcf, zc);
 
-    if (excess < 0) {
-        excess = 0;
+    return NGX_OK;
+}
+
+
+void
+ngx_http_referral_zone_invalidate(ngx_http_referral_zone_conf_t *zcf,
+    ngx_str_t *code, uint64_t version)
+{
+    uint64_t                          tag;
+    ngx_uint_t                        hash;
+    ngx_http_referral_zone_sh_t      *sh;
+    ngx_http_referral_zone_code_t    *zc;
+    ngx_http_referral_zone_bucket_t  *bucket;
+
+    hash = ngx_murmur_hash2(code->data, code->len);
+    tag = ngx_http_referral_zone_tag(hash, code);
+    sh = zcf->sh;
+
+    ngx_shmtx_lock(&zcf->shpool->mutex);
+
+    bucket = ngx_http_referral_zone_bucket(sh, hash);
+
+    bucket->generation++;
+
+    if (bucket->tag != tag || bucket->epoch != sh->epoch
+        || bucket->floor < version)
+    {
+        bucket->tag = tag;
+        bucket->epoch = sh->epoch;
+        bucket->floor = version;
     }
 
-    if (excess > (int64_t) burst) {
-        rc = NGX_BUSY;
+    /* another worker heard the same before, and the code was read again */
 
-    } else {
-        zn->excess = (uint32_t) excess;
+    zc = ngx_http_referral_zone_find(sh, hash, code);
 
-        if (ms) {
-            zn->last = now;
-        }
+    if (zc != NULL
+        && (zc->absent || version == 0
+            || ngx_http_referral_zone_version(zc) < version))
+    {
+        ngx_http_referral_zone_drop(zcf, zc);
     }
 
     ngx_shmtx_unlock(&zcf->shpool->mutex);
-
-    return rc;
 }
 
 
@@ -357,6 +431,8 @@ ngx_http_referral_zone_usage(ngx_http_referral_zone_conf_t *zcf,
     usage->used = sh->present.blocks + sh->absent.blocks
                   + sh->network.blocks;
     usage->capacity = sh->capacity;
+
+    ngx_http_referral_zone_cover_usage(sh, usage);
 
     ngx_shmtx_unlock(&zcf->shpool->mutex);
 }
@@ -439,6 +515,27 @@ ngx_http_referral_zone_age(ngx_http_referral_zone_conf_t *zcf,
 }
 
 
+/*
+ * One caller a second; at once when age alone made it stale, but not when an
+ * entry is never fresh: each refresh would ask for the next.
+ */
+
+static ngx_uint_t
+ngx_http_referral_zone_refresh(ngx_http_referral_zone_code_t *zc,
+    ngx_uint_t aged, ngx_msec_t now)
+{
+    if ((uint32_t) now - zc->refreshed < NGX_HTTP_REFERRAL_ZONE_REFRESH
+        && (!aged || zc->refreshed != (uint32_t) zc->fetched))
+    {
+        return 0;
+    }
+
+    zc->refreshed = (uint32_t) now;
+
+    return 1;
+}
+
+
 static void
 ngx_http_referral_zone_touch(ngx_http_referral_zone_sh_t *sh,
     ngx_http_referral_zone_code_t *zc, ngx_msec_t now)
@@ -458,29 +555,37 @@ ngx_http_referral_zone_touch(ngx_http_referral_zone_sh_t *sh,
 }
 
 
-/*
- * Replies of Redis may be older than what is known already: a replica that
- * lags, a restored dump.  What cannot be served any more is no argument.
- */
+static ngx_http_referral_zone_bucket_t *
+ngx_http_referral_zone_bucket(ngx_http_referral_zone_sh_t *sh,
+    ngx_uint_t hash)
+{
+    return &sh->buckets[hash & sh->mask];
+}
 
-static ngx_uint_t
-ngx_http_referral_zone_older(ngx_http_referral_zone_conf_t *zcf,
-    ngx_http_referral_zone_code_t *zc, referral_rule_t *rule, ngx_msec_t now)
+
+/* two hashes: what tells codes of one bucket from each other */
+
+static uint64_t
+ngx_http_referral_zone_tag(ngx_uint_t hash, ngx_str_t *code)
+{
+    return ((uint64_t) ngx_crc32_short(code->data, code->len) << 32)
+           | (uint32_t) hash;
+}
+
+
+/* of a code that is not absent */
+
+static uint64_t
+ngx_http_referral_zone_version(ngx_http_referral_zone_code_t *zc)
 {
     ngx_http_referral_zone_rule_t    zr;
     ngx_http_referral_zone_cursor_t  cursor;
-
-    if (rule == NULL || rule->version == 0 || zc->absent
-        || ngx_http_referral_zone_age(zcf, zc, now) == NGX_DECLINED)
-    {
-        return 0;
-    }
 
     ngx_http_referral_zone_open(&cursor, zc);
     ngx_http_referral_zone_read(&cursor, NULL, zc->code_len);
     ngx_http_referral_zone_read(&cursor, &zr, sizeof(zr));
 
-    return rule->version < zr.version;
+    return zr.version;
 }
 
 
@@ -528,9 +633,9 @@ ngx_http_referral_zone_alloc_code(ngx_http_referral_zone_conf_t *zcf,
 }
 
 
-/* one block; evicts when the zone is full or the list has its share */
+/* evicts when the zone is full or the list has its share */
 
-static void *
+void *
 ngx_http_referral_zone_alloc(ngx_http_referral_zone_conf_t *zcf,
     ngx_http_referral_zone_list_t *list)
 {
@@ -624,66 +729,6 @@ ngx_http_referral_zone_free_chain(ngx_http_referral_zone_conf_t *zcf,
     }
 
     ngx_slab_free_locked(zcf->shpool, zn);
-}
-
-
-static ngx_http_referral_zone_network_t *
-ngx_http_referral_zone_network(ngx_http_referral_zone_conf_t *zcf,
-    u_char *key)
-{
-    ngx_int_t                          rc;
-    ngx_uint_t                         hash;
-    ngx_rbtree_node_t                 *node, *sentinel;
-    ngx_http_referral_zone_sh_t       *sh;
-    ngx_http_referral_zone_network_t  *zn;
-
-    sh = zcf->sh;
-
-    hash = ngx_murmur_hash2(key, NGX_HTTP_REFERRAL_NETWORK_LEN);
-
-    node = sh->networks.root;
-    sentinel = sh->networks.sentinel;
-
-    while (node != sentinel) {
-
-        if (hash != node->key) {
-            node = (hash < node->key) ? node->left : node->right;
-            continue;
-        }
-
-        zn = (ngx_http_referral_zone_network_t *) node;
-
-        rc = ngx_memcmp(key, zn->key, NGX_HTTP_REFERRAL_NETWORK_LEN);
-
-        if (rc == 0) {
-            return zn;
-        }
-
-        node = (rc < 0) ? node->left : node->right;
-    }
-
-    zn = ngx_http_referral_zone_alloc(zcf, &sh->network);
-    if (zn == NULL) {
-        return NULL;
-    }
-
-    ngx_memzero(zn, sizeof(ngx_http_referral_zone_network_t));
-
-    zn->base.node.key = hash;
-
-    /* the first request of a network finds the bucket empty */
-
-    zn->last = ngx_current_msec - NGX_HTTP_REFERRAL_ZONE_LEAK;
-
-    ngx_memcpy(zn->key, key, NGX_HTTP_REFERRAL_NETWORK_LEN);
-
-    ngx_rbtree_insert(&sh->networks, &zn->base.node);
-    ngx_queue_insert_head(&sh->network.queue, &zn->base.queue);
-
-    sh->network.n++;
-    sh->network.blocks++;
-
-    return zn;
 }
 
 
@@ -805,43 +850,6 @@ ngx_http_referral_zone_insert_code(ngx_rbtree_node_t *temp,
 
             p = (ngx_http_referral_zone_cmp(&code, zc) < 0) ? &temp->left
                                                             : &temp->right;
-        }
-
-        if (*p == sentinel) {
-            break;
-        }
-
-        temp = *p;
-    }
-
-    *p = node;
-    node->parent = temp;
-    node->left = sentinel;
-    node->right = sentinel;
-    ngx_rbt_red(node);
-}
-
-
-void
-ngx_http_referral_zone_insert_network(ngx_rbtree_node_t *temp,
-    ngx_rbtree_node_t *node, ngx_rbtree_node_t *sentinel)
-{
-    ngx_rbtree_node_t                 **p;
-    ngx_http_referral_zone_network_t   *zn, *znt;
-
-    zn = (ngx_http_referral_zone_network_t *) node;
-
-    for ( ;; ) {
-
-        if (node->key != temp->key) {
-            p = (node->key < temp->key) ? &temp->left : &temp->right;
-
-        } else {
-            znt = (ngx_http_referral_zone_network_t *) temp;
-
-            p = (ngx_memcmp(zn->key, znt->key, NGX_HTTP_REFERRAL_NETWORK_LEN)
-                 < 0)
-                ? &temp->left : &temp->right;
         }
 
         if (*p == sentinel) {

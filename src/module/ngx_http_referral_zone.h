@@ -36,6 +36,14 @@
 typedef struct ngx_http_referral_zone_sh_s  ngx_http_referral_zone_sh_t;
 
 
+/* what a read of Redis has to find unchanged when its reply is stored */
+
+typedef struct {
+    uint32_t                      epoch;           /* of the zone */
+    uint32_t                      generation;      /* of the code's bucket */
+} ngx_http_referral_zone_token_t;
+
+
 struct ngx_http_referral_zone_conf_s {
     ngx_shm_zone_t               *shm_zone;
     ngx_msec_t                    valid;
@@ -53,6 +61,7 @@ typedef struct {
     referral_verdict_e           verdict;          /* judged for now */
     unsigned                     fresh:1;          /* else stale: refresh */
     unsigned                     refresh:1;        /* and it is up to you */
+    unsigned                     unsure:1;         /* changes were missed */
 } ngx_http_referral_zone_entry_t;
 
 
@@ -64,6 +73,9 @@ typedef struct {
     ngx_uint_t                   networks;         /* of the miss limit */
     ngx_uint_t                   used;
     ngx_uint_t                   capacity;
+    ngx_uint_t                   epoch;
+    ngx_uint_t                   covered;          /* 0, 1 */
+    ngx_uint_t                   off;              /* of referral:off */
 } ngx_http_referral_zone_usage_t;
 
 
@@ -88,19 +100,28 @@ void ngx_http_referral_zone_usage(ngx_http_referral_zone_conf_t *zcf,
  * NGX_OK: entry is set, copied to the pool.  NGX_DECLINED: nothing that could
  * be served.  NGX_ERROR: no memory in the pool.  A stale entry asks only one
  * caller a second to refresh it.  A code known as absent is served while
- * "invalid" lasts, never stale.
+ * "invalid" lasts and no longer.  An unsure entry is the answer only when
+ * Redis cannot be asked.
  */
 ngx_int_t ngx_http_referral_zone_get(ngx_http_referral_zone_conf_t *zcf,
     ngx_str_t *code, ngx_pool_t *pool, ngx_http_referral_zone_entry_t *entry);
 
+/* to be taken before the read is written to Redis */
+void ngx_http_referral_zone_token(ngx_http_referral_zone_conf_t *zcf,
+    ngx_str_t *code, ngx_http_referral_zone_token_t *token);
+
 /*
- * Stores what Redis said; rule NULL: the code is absent.  An older version
- * does not replace a newer one that can still be served; version 0 (a hash
- * written by hand) and absence replace all.  No memory, even after eviction:
- * nothing is stored, counted.
+ * Stores what Redis said; rule NULL: the code is absent.
+ *
+ *   NGX_OK        stored; or no memory, even after eviction: counted
+ *   NGX_AGAIN     the code may have changed since the token was taken
+ *   NGX_DECLINED  an older version than one that was announced, or that is
+ *                 here and can still be served; version 0 (a hash written by
+ *                 hand) and absence are never older
  */
-void ngx_http_referral_zone_set(ngx_http_referral_zone_conf_t *zcf,
-    ngx_str_t *code, referral_rule_t *rule);
+ngx_int_t ngx_http_referral_zone_set(ngx_http_referral_zone_conf_t *zcf,
+    ngx_str_t *code, referral_rule_t *rule,
+    ngx_http_referral_zone_token_t *token);
 
 /*
  * Takes one from the leaky bucket of a network; rate and burst in 0.001

@@ -10,15 +10,27 @@
 
 
 #define NGX_HTTP_REFERRAL_ZONE_MAGIC   0x5246315a
-#define NGX_HTTP_REFERRAL_ZONE_LAYOUT  1
+#define NGX_HTTP_REFERRAL_ZONE_LAYOUT  2
 
 /* the smallest zone that is of use, beside the counters */
 
-#define NGX_HTTP_REFERRAL_ZONE_PAGES    16
+#define NGX_HTTP_REFERRAL_ZONE_PAGES   16
+
+/* buckets of codes: one for so many bytes of the zone, a power of two */
+
+#define NGX_HTTP_REFERRAL_ZONE_SHARE   1024
+#define NGX_HTTP_REFERRAL_ZONE_LEAST   64
+#define NGX_HTTP_REFERRAL_ZONE_MOST    65536
+
+/* one member of referral:off for so many */
+
+#define NGX_HTTP_REFERRAL_ZONE_MEMBER  128
 
 
 static ngx_int_t ngx_http_referral_zone_init(ngx_shm_zone_t *shm_zone,
     void *data);
+static ngx_int_t ngx_http_referral_zone_init_cover(
+    ngx_http_referral_zone_sh_t *sh, ngx_slab_pool_t *shpool, size_t size);
 static ngx_http_referral_zone_conf_t *ngx_http_referral_zone_create(
     ngx_conf_t *cf, size_t size);
 static size_t ngx_http_referral_zone_min_size(void);
@@ -72,6 +84,12 @@ ngx_http_referral_zone_init(ngx_shm_zone_t *shm_zone, void *data)
         return NGX_ERROR;
     }
 
+    if (ngx_http_referral_zone_init_cover(sh, shpool, shm_zone->shm.size)
+        != NGX_OK)
+    {
+        return NGX_ERROR;
+    }
+
     len = sizeof(" in referral_zone") + 1;
 
     shpool->log_ctx = ngx_slab_alloc(shpool, len);
@@ -107,6 +125,46 @@ ngx_http_referral_zone_init(ngx_shm_zone_t *shm_zone, void *data)
 
     shpool->data = sh;
     zcf->sh = sh;
+
+    return NGX_OK;
+}
+
+
+static ngx_int_t
+ngx_http_referral_zone_init_cover(ngx_http_referral_zone_sh_t *sh,
+    ngx_slab_pool_t *shpool, size_t size)
+{
+    ngx_uint_t  n;
+
+    n = NGX_HTTP_REFERRAL_ZONE_LEAST;
+
+    while (n < NGX_HTTP_REFERRAL_ZONE_MOST
+           && n * 2 <= size / NGX_HTTP_REFERRAL_ZONE_SHARE)
+    {
+        n *= 2;
+    }
+
+    sh->buckets = ngx_slab_calloc(shpool,
+                                  n * sizeof(ngx_http_referral_zone_bucket_t));
+    if (sh->buckets == NULL) {
+        return NGX_ERROR;
+    }
+
+    sh->mask = (uint32_t) n - 1;
+
+    sh->off_max = ngx_min(size / NGX_HTTP_REFERRAL_ZONE_MEMBER,
+                          NGX_HTTP_REFERRAL_ZONE_OFF);
+
+    sh->off = ngx_slab_calloc(shpool, sh->off_max * sizeof(uint64_t));
+    if (sh->off == NULL) {
+        return NGX_ERROR;
+    }
+
+    /* nothing is covered, and floors of epoch 0 are none */
+
+    sh->covered = ngx_current_msec - NGX_HTTP_REFERRAL_ZONE_COVER;
+    sh->off_at = ngx_current_msec;
+    sh->epoch = 1;
 
     return NGX_OK;
 }

@@ -16,9 +16,14 @@
 
 #include "ngx_http_referral.h"
 #include "ngx_http_referral_zone.h"
+#include "ngx_http_referral_zone_cover.h"
 
 
 #define NGX_HTTP_REFERRAL_ZONE_BLOCK  128          /* bytes */
+
+/* workers whose subscriptions count, those of old cycles among them */
+
+#define NGX_HTTP_REFERRAL_ZONE_SLOTS  128
 
 
 typedef struct ngx_http_referral_zone_block_s  ngx_http_referral_zone_block_t;
@@ -47,6 +52,7 @@ typedef struct {
 typedef struct {
     ngx_http_referral_zone_node_t     base;
     ngx_msec_t                        fetched;
+    uint32_t                          epoch;       /* it was read in */
     uint32_t                          touched;     /* ms, low bits */
     uint32_t                          refreshed;   /* ms, low bits */
     uint16_t                          url_len;
@@ -86,6 +92,28 @@ typedef struct {
 } ngx_http_referral_zone_list_t;
 
 
+/*
+ * Codes with the same low bits of their hash.  The floor is that of the code
+ * announced last: one for each would need memory for every code there is.
+ */
+
+typedef struct {
+    uint64_t                          tag;         /* of that code */
+    uint64_t                          floor;       /* its version */
+    uint32_t                          epoch;       /* the floor holds in */
+    uint32_t                          generation;
+} ngx_http_referral_zone_bucket_t;
+
+
+/* a worker's unbroken subscription */
+
+typedef struct {
+    ngx_pid_t                         pid;         /* 0: free */
+    ngx_msec_t                        since;
+    ngx_msec_t                        proven;      /* see zone_cover.c */
+} ngx_http_referral_zone_slot_t;
+
+
 struct ngx_http_referral_zone_sh_s {
     uint32_t                          magic;
     uint32_t                          layout;
@@ -102,6 +130,30 @@ struct ngx_http_referral_zone_sh_s {
     ngx_http_referral_zone_list_t     present;
     ngx_http_referral_zone_list_t     absent;
     ngx_http_referral_zone_list_t     network;
+
+    /* what keeps entries true */
+
+    ngx_http_referral_zone_bucket_t  *buckets;
+    uint32_t                          mask;        /* buckets - 1 */
+    uint32_t                          epoch;
+    ngx_msec_t                        covered;     /* proven up to then */
+    ngx_uint_t                        refused;     /* no subscription */
+    ngx_http_referral_zone_slot_t     slots[NGX_HTTP_REFERRAL_ZONE_SLOTS];
+
+    uint64_t                          announced;   /* generation of "*" */
+    ngx_msec_t                        announced_at;
+    uint64_t                          generation;  /* of referral:publisher */
+    ngx_uint_t                        publisher;   /* that key was seen */
+
+    /* referral:off */
+
+    uint64_t                         *off;         /* sorted keys */
+    ngx_uint_t                        noff;
+    ngx_uint_t                        off_max;
+    ngx_uint_t                        off_over;    /* it has more */
+    uint64_t                          off_asked;   /* number of the read */
+    uint64_t                          off_applied;
+    ngx_msec_t                        off_at;      /* asked */
 };
 
 
@@ -109,6 +161,24 @@ void ngx_http_referral_zone_insert_code(ngx_rbtree_node_t *temp,
     ngx_rbtree_node_t *node, ngx_rbtree_node_t *sentinel);
 void ngx_http_referral_zone_insert_network(ngx_rbtree_node_t *temp,
     ngx_rbtree_node_t *node, ngx_rbtree_node_t *sentinel);
+
+/* a block, NULL when nothing is left to evict; the caller has the lock */
+void *ngx_http_referral_zone_alloc(ngx_http_referral_zone_conf_t *zcf,
+    ngx_http_referral_zone_list_t *list);
+
+/* the same */
+void ngx_http_referral_zone_cover_usage(ngx_http_referral_zone_sh_t *sh,
+    ngx_http_referral_zone_usage_t *usage);
+ngx_uint_t ngx_http_referral_zone_off_has(ngx_http_referral_zone_sh_t *sh,
+    int64_t program_id, int64_t referrer_id);
+
+
+/* whether a subscription hears of changes; without one entries only age */
+
+#define ngx_http_referral_zone_is_covered(sh, now)                            \
+    ((sh)->refused                                                            \
+     || (ngx_msec_int_t) ((now) - (sh)->covered)                              \
+        < NGX_HTTP_REFERRAL_ZONE_COVER)
 
 
 #endif /* _NGX_HTTP_REFERRAL_ZONE_PRIVATE_H_INCLUDED_ */
