@@ -320,17 +320,67 @@ REVOKE ALL ON FUNCTION referral.audit_write(bigint, text, text, bigint,
                                             text[], text) FROM PUBLIC;
 
 
--- The trigger of audited tables.  Its arguments are columns whose changes are
--- not worth a row.
+-- Whose a row is: its organisation, or that of its program.
+
+CREATE FUNCTION referral.audit_organisation(object name, content jsonb)
+    RETURNS bigint
+    LANGUAGE plpgsql STABLE
+    SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF object = 'organisation' THEN
+        RETURN content ->> 'id';
+    END IF;
+
+    IF content ? 'program_id' AND NOT content ? 'organisation_id' THEN
+        RETURN (SELECT p.organisation_id
+                    FROM referral.program p
+                    WHERE p.id = (content ->> 'program_id')::bigint);
+    END IF;
+
+    RETURN content ->> 'organisation_id';
+END
+$$;
+
+REVOKE ALL ON FUNCTION referral.audit_organisation(name, jsonb) FROM PUBLIC;
+
+
+-- The triggers of audited tables.  What is inserted or deleted is audited by
+-- statement, as a thousand codes come with one; of what is updated the columns
+-- are found row by row.  The arguments are columns whose changes are not worth
+-- a row.
+
+CREATE FUNCTION referral.audit_rows() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    who     text := referral.actor();
+    reason  text := left(nullif(current_setting('referral.reason', true), ''),
+                         1000);
+BEGIN
+    INSERT INTO referral.audit (actor, organisation_id, action, object,
+                                object_id, reason)
+        SELECT who,
+               referral.audit_organisation(TG_TABLE_NAME, c.content),
+               lower(TG_OP), TG_TABLE_NAME, (c.content ->> 'id')::bigint,
+               reason
+            FROM (SELECT to_jsonb(r) AS content FROM changed r) c;
+
+    RETURN NULL;
+END
+$$;
+
+REVOKE ALL ON FUNCTION referral.audit_rows() FROM PUBLIC;
+
 
 CREATE FUNCTION referral.audit_row() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    content       jsonb;
-    changed       text[];
-    organisation  bigint;
+    content  jsonb;
+    changed  text[];
 BEGIN
     IF TG_OP = 'DELETE' THEN
         content := to_jsonb(OLD);
@@ -351,19 +401,9 @@ BEGIN
         END IF;
     END IF;
 
-    organisation := CASE WHEN TG_TABLE_NAME = 'organisation'
-                         THEN content ->> 'id'
-                         ELSE content ->> 'organisation_id' END;
-
-    IF organisation IS NULL AND content ? 'program_id' THEN
-        SELECT p.organisation_id INTO organisation
-            FROM referral.program p
-            WHERE p.id = (content ->> 'program_id')::bigint;
-    END IF;
-
-    PERFORM referral.audit_write(organisation, lower(TG_OP),
-                                 TG_TABLE_NAME::text,
-                                 (content ->> 'id')::bigint, changed);
+    PERFORM referral.audit_write(
+        referral.audit_organisation(TG_TABLE_NAME, content), lower(TG_OP),
+        TG_TABLE_NAME::text, (content ->> 'id')::bigint, changed);
     RETURN NULL;
 END
 $$;
@@ -380,8 +420,15 @@ CREATE FUNCTION referral.audit_table(name text,
     SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    EXECUTE format('CREATE TRIGGER audit_row'
-                   ' AFTER INSERT OR UPDATE OR DELETE ON referral.%I'
+    EXECUTE format('CREATE TRIGGER audit_insert AFTER INSERT ON referral.%I'
+                   ' REFERENCING NEW TABLE AS changed FOR EACH STATEMENT'
+                   ' EXECUTE FUNCTION referral.audit_rows()', name);
+
+    EXECUTE format('CREATE TRIGGER audit_delete AFTER DELETE ON referral.%I'
+                   ' REFERENCING OLD TABLE AS changed FOR EACH STATEMENT'
+                   ' EXECUTE FUNCTION referral.audit_rows()', name);
+
+    EXECUTE format('CREATE TRIGGER audit_update AFTER UPDATE ON referral.%I'
                    ' FOR EACH ROW EXECUTE FUNCTION referral.audit_row(%s)',
                    name, (SELECT string_agg(quote_literal(c), ', ')
                               FROM unnest(ignored) c));

@@ -203,10 +203,12 @@ SELECT is_empty($$ SELECT c.relname
                              AND c.relname IN ('organisation', 'person',
                                  'program', 'program_variant', 'referrer',
                                  'code')
-                             AND NOT EXISTS (SELECT FROM pg_trigger t
-                                 WHERE t.tgrelid = c.oid
-                                       AND t.tgname = 'audit_row'
-                                       AND t.tgenabled <> 'D') $$,
+                             AND (SELECT count(*) FROM pg_trigger t
+                                      WHERE t.tgrelid = c.oid
+                                            AND t.tgname IN ('audit_insert',
+                                                'audit_update',
+                                                'audit_delete')
+                                            AND t.tgenabled <> 'D') <> 3 $$,
                 'what must be audited is');
 
 -- contact data is not in the audit, only the names of its columns
@@ -241,6 +243,13 @@ SELECT throws_ok($$ SELECT referral.person_write('t', NULL, 1, 'customer',
                         '{"email": "peter at example"}') $$, 'RF010',
                  't(): "email" is not acceptable',
                  'an error does not repeat personal data');
+
+DELETE FROM referral.person WHERE id = :person;
+SELECT results_eq(
+    'SELECT action, object, object_id, organisation_id FROM referral.audit'
+    ' ORDER BY id DESC LIMIT 1',
+    format($$ VALUES ('delete', 'person', %s::bigint, 1::bigint) $$, :person),
+    'so is its end');
 
 -- options_apply() with every type, one bad value among good ones
 
