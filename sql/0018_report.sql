@@ -190,6 +190,26 @@ $$;
 -- step before and of the first.  A referral that is made without a click (a
 -- partner names a lead) is a step of its own.
 
+CREATE FUNCTION referral.funnel_steps(shared bigint, clicked bigint,
+                                      referred bigint, registered bigint,
+                                      converted bigint)
+    RETURNS TABLE (step text, n bigint, of_previous numeric, of_first numeric)
+    LANGUAGE sql IMMUTABLE
+    SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT s.step, s.n,
+           referral.share(s.n, lag(s.n) OVER (ORDER BY s.place)),
+           referral.share(s.n, first_value(s.n) OVER (ORDER BY s.place))
+        FROM (VALUES (1, 'shared', $1), (2, 'clicked', $2),
+                     (3, 'referred', $3), (4, 'registered', $4),
+                     (5, 'converted', $5)) s (place, step, n)
+        ORDER BY s.place
+$$;
+
+REVOKE ALL ON FUNCTION referral.funnel_steps(bigint, bigint, bigint, bigint,
+                                             bigint) FROM PUBLIC;
+
+
 CREATE FUNCTION referral.funnel(program_id bigint,
                                 from_day date DEFAULT NULL,
                                 until_day date DEFAULT NULL)
@@ -197,17 +217,10 @@ CREATE FUNCTION referral.funnel(program_id bigint,
     LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT s.step, s.n,
-           referral.share(s.n, lag(s.n) OVER (ORDER BY s.place)),
-           referral.share(s.n, first_value(s.n) OVER (ORDER BY s.place))
+    SELECT s.*
         FROM referral.program_figures($1, $2, $3) f,
-             LATERAL (VALUES (1, 'shared', f.shared),
-                             (2, 'clicked', f.clicks),
-                             (3, 'referred', f.created),
-                             (4, 'registered', f.registered),
-                             (5, 'converted', f.converted))
-                 s (place, step, n)
-        ORDER BY s.place
+             LATERAL referral.funnel_steps(f.shared, f.clicks, f.created,
+                                           f.registered, f.converted) s
 $$;
 
 
@@ -630,37 +643,110 @@ END
 $$;
 
 
--- All that a program's dashboard shows, in one call.
+-- All that a program's dashboard shows, in one call: the same as the functions
+-- above say, from one pass over the rollups.
 
 CREATE FUNCTION referral.program_dashboard(program_id bigint,
                                            from_day date DEFAULT NULL,
                                            until_day date DEFAULT NULL)
     RETURNS jsonb
-    LANGUAGE sql STABLE SECURITY DEFINER
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT jsonb_build_object(
-        'program_id', $1,
-        'figures', (SELECT to_jsonb(f)
-                        FROM referral.program_figures($1, $2, $3) f),
-        'funnel', (SELECT jsonb_agg(to_jsonb(f))
-                       FROM referral.funnel($1, $2, $3) f),
-        'trend', (SELECT jsonb_agg(to_jsonb(t))
-                      FROM referral.trend($1, $2, $3) t),
-        'top_referrers', (SELECT coalesce(jsonb_agg(to_jsonb(l)), '[]')
-                              FROM referral.leaderboard($1, 'converted', $2,
-                                                        $3, 10) l),
-        'campaigns', (SELECT coalesce(jsonb_agg(to_jsonb(b)), '[]')
-                          FROM referral.breakdown($1, 'campaign', $2, $3, 20)
-                               b),
-        'sources', (SELECT coalesce(jsonb_agg(to_jsonb(b)), '[]')
-                        FROM referral.breakdown($1, 'source', $2, $3, 20) b),
-        'countries', (SELECT coalesce(jsonb_agg(to_jsonb(b)), '[]')
-                          FROM referral.breakdown($1, 'country', $2, $3, 20)
-                               b),
-        'variants', (SELECT coalesce(jsonb_agg(to_jsonb(b)), '[]')
-                         FROM referral.breakdown($1, 'variant', $2, $3, 20)
-                              b))
+DECLARE
+    f       record;
+    result  jsonb;
+BEGIN
+    SELECT * INTO f
+        FROM referral.program_figures(program_dashboard.program_id, from_day,
+                                      until_day);
+
+    WITH sums AS MATERIALIZED (
+        SELECT grouping(r.day, r.source, r.campaign, r.country, r.variant_id)
+                   AS lacks,
+               r.day, r.source, r.campaign, r.country, v.name AS variant,
+               sum(r.shared)::bigint AS shared,
+               sum(r.clicks)::bigint AS clicks,
+               sum(r.noise)::bigint AS noise,
+               sum(r.created)::bigint AS created,
+               sum(r.registered)::bigint AS registered,
+               sum(r.converted)::bigint AS converted,
+               sum(r.conversions)::bigint AS conversions,
+               sum(r.revenue)::bigint AS revenue,
+               sum(r.refunds)::bigint AS refunds,
+               sum(r.cost)::bigint AS cost
+            FROM referral.rollup r
+                 LEFT JOIN referral.program_variant v ON v.id = r.variant_id
+            WHERE r.program_id = program_dashboard.program_id
+                  AND r.day BETWEEN f.first_day AND f.last_day
+            GROUP BY GROUPING SETS ((r.day), (r.source), (r.campaign),
+                                    (r.country), (r.variant_id, v.name))
+    ), part AS (
+        SELECT CASE s.lacks WHEN 23 THEN 'sources' WHEN 27 THEN 'campaigns'
+                            WHEN 29 THEN 'countries' ELSE 'variants' END
+                   AS part,
+               row_number() OVER (PARTITION BY s.lacks
+                                  ORDER BY s.clicks DESC, s.created DESC,
+                                  coalesce(s.source, s.campaign, s.country,
+                                           s.variant)) AS place,
+               jsonb_build_object(
+                   'name', coalesce(s.source, s.campaign, s.country,
+                                    s.variant),
+                   'clicks', s.clicks, 'noise', s.noise,
+                   'created', s.created, 'registered', s.registered,
+                   'converted', s.converted, 'revenue', s.revenue,
+                   'refunds', s.refunds, 'cost', s.cost,
+                   'conversion_rate', referral.share(s.converted, s.clicks))
+                   AS line
+            FROM sums s
+            WHERE s.lacks <> 15
+    )
+    SELECT '{"sources": [], "campaigns": [], "countries": [],'
+           ' "variants": []}'::jsonb
+           || coalesce((SELECT jsonb_object_agg(p.part, p.lines)
+                            FROM (SELECT part.part,
+                                         jsonb_agg(line ORDER BY place)
+                                             AS lines
+                                      FROM part
+                                      WHERE place <= 20
+                                      GROUP BY 1) p), '{}')
+           || jsonb_build_object('trend', (
+                  SELECT jsonb_agg(jsonb_build_object(
+                             'day', d.day,
+                             'shared', coalesce(s.shared, 0),
+                             'clicks', coalesce(s.clicks, 0),
+                             'noise', coalesce(s.noise, 0),
+                             'visitors', coalesce(u.visitors, 0),
+                             'created', coalesce(s.created, 0),
+                             'registered', coalesce(s.registered, 0),
+                             'converted', coalesce(s.converted, 0),
+                             'conversions', coalesce(s.conversions, 0),
+                             'revenue', coalesce(s.revenue, 0),
+                             'refunds', coalesce(s.refunds, 0),
+                             'cost', coalesce(s.cost, 0)) ORDER BY d.day)
+                      FROM (SELECT f.first_day + n AS day
+                                FROM generate_series(0, f.last_day
+                                                        - f.first_day) n) d
+                           LEFT JOIN sums s ON s.lacks = 15 AND s.day = d.day
+                           LEFT JOIN referral.rollup_unique u
+                               ON u.program_id = program_dashboard.program_id
+                                  AND u.day = d.day))
+        INTO result;
+
+    RETURN jsonb_build_object(
+               'program_id', program_dashboard.program_id,
+               'figures', to_jsonb(f),
+               'funnel', (SELECT jsonb_agg(to_jsonb(s))
+                              FROM referral.funnel_steps(f.shared, f.clicks,
+                                       f.created, f.registered, f.converted)
+                                   s),
+               'top_referrers', (SELECT coalesce(jsonb_agg(to_jsonb(l)), '[]')
+                                     FROM referral.leaderboard(
+                                              program_dashboard.program_id,
+                                              'converted', f.first_day,
+                                              f.last_day, 10) l))
+           || result;
+END
 $$;
 
 

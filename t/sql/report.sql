@@ -280,6 +280,29 @@ SELECT results_eq(
 SELECT is(referral.program_dashboard(pg_temp.id('la'), pg_temp.day(-1),
               current_setting('t.today')::date) #>> '{figures,clicks}', '8',
           'the dashboard');
+-- the dashboard is made in one pass, and says what the functions say
+
+SELECT is(d -> 'funnel', (SELECT jsonb_agg(to_jsonb(f)) FROM referral.funnel(
+              pg_temp.id('la'), pg_temp.day(-1),
+              current_setting('t.today')::date) f), 'its funnel'),
+       is(d -> 'trend', (SELECT jsonb_agg(to_jsonb(f)) FROM referral.trend(
+              pg_temp.id('la'), pg_temp.day(-1),
+              current_setting('t.today')::date) f), 'its trend'),
+       is(d -> 'sources', (SELECT jsonb_agg(to_jsonb(f)) FROM
+              referral.breakdown(pg_temp.id('la'), 'source', pg_temp.day(-1),
+              current_setting('t.today')::date) f), 'its sources'),
+       is(d -> 'campaigns', (SELECT jsonb_agg(to_jsonb(f)) FROM
+              referral.breakdown(pg_temp.id('la'), 'campaign',
+              pg_temp.day(-1), current_setting('t.today')::date) f),
+          'its campaigns'),
+       is(d -> 'countries', (SELECT jsonb_agg(to_jsonb(f)) FROM
+              referral.breakdown(pg_temp.id('la'), 'country', pg_temp.day(-1),
+              current_setting('t.today')::date) f), 'its countries'),
+       is(d -> 'variants', (SELECT jsonb_agg(to_jsonb(f)) FROM
+              referral.breakdown(pg_temp.id('la'), 'variant', pg_temp.day(-1),
+              current_setting('t.today')::date) f), 'its variants')
+    FROM referral.program_dashboard(pg_temp.id('la'), pg_temp.day(-1),
+             current_setting('t.today')::date) d;
 SELECT is(referral.partner_page(pg_temp.id('anna')) #>> '{earnings,0,approved}',
           '600', 'the page of a partner');
 SELECT throws_ok($$ SELECT referral.partner_page(0) $$, 'RF123', NULL,
