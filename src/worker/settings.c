@@ -632,18 +632,18 @@ referral_setting_publish(const referral_setting_t *st, const char *value,
 {
     size_t  i;
 
-    /* in the order of referral_publish_e; "auto" is only the default */
+    /* in the order of referral_publish_e */
 
     static const char  *words[] = { "off", "on", "auto" };
 
     for (i = 0; i < 3; i++) {
-        if (strcmp(value, words[i]) == 0 && (i < 2 || value == st->value)) {
+        if (strcmp(value, words[i]) == 0) {
             *(uint64_t *) target = i;
             return NULL;
         }
     }
 
-    return "must be on or off";
+    return "must be on, off or auto";
 }
 
 
