@@ -18,6 +18,7 @@
 #include "flush.h"
 #include "free.h"
 #include "housekeeping.h"
+#include "lag.h"
 #include "listen.h"
 #include "log.h"
 #include "maintain.h"
@@ -51,6 +52,7 @@ typedef struct {
     referral_webhook_t         webhook;
     referral_listen_t          listen;
     referral_housekeeping_t    housekeeping;
+    referral_lag_t             lag;
 
     uint64_t                   freed;      /* when, monotonic ms */
     uint64_t                   summary;
@@ -232,6 +234,12 @@ referral_worker_start(referral_worker_t *w)
     if (referral_worker_threads(w) != REFERRAL_OK
         || referral_listen_start(&w->listen, w->settings.listen)
            != REFERRAL_OK)
+    {
+        return REFERRAL_ERROR;
+    }
+
+    if (w->settings.listen[0] != '\0'
+        && referral_lag_start(&w->lag, w->settings.journal) != REFERRAL_OK)
     {
         return REFERRAL_ERROR;
     }
@@ -738,7 +746,13 @@ referral_worker_stop(referral_worker_t *w)
     referral_notify_stopping();
 
     referral_listen_stop(&w->listen);
+    referral_thread_ask(&w->lag.thread);
+
     rc = referral_worker_join(w);
+
+    if (referral_lag_stop(&w->lag) != REFERRAL_OK) {
+        rc = REFERRAL_AGAIN;
+    }
 
     referral_log(REFERRAL_LOG_INFO, "stop", NULL, "rows=%llu batches=%llu",
                  (unsigned long long) w->flush.stat.rows,

@@ -49,7 +49,7 @@ typedef struct {
     /* lag.c: gauges */
 
     uint64_t                 lag_records;
-    uint64_t                 lag_ms;       /* of the oldest record */
+    uint64_t                 lag_ms;       /* age of the oldest record */
     uint64_t                 streams_live;
     uint64_t                 streams_final;
     uint64_t                 streams_aside;
