@@ -92,7 +92,8 @@ SANITIZE   = -g -O1 -fno-omit-frame-pointer -fsanitize=address,undefined \
 
 
 .PHONY: all module worker ctl core-tests test test-packages test-asan fuzz \
-        faults-build faults faults-random faults-long install clean help
+        faults-build faults faults-random faults-long bench bench-packages \
+        install clean help
 .DELETE_ON_ERROR:
 
 
@@ -102,7 +103,7 @@ remember = $(shell mkdir -p $(BUILD); echo '$(subst ','\'',$(2))' \
            | cmp -s - $(BUILD)/$(1) \
            || echo '$(subst ','\'',$(2))' > $(BUILD)/$(1))
 
-ifneq ($(filter-out clean help test-packages,$(or $(MAKECMDGOALS),all)),)
+ifneq ($(filter-out clean help test-packages bench-packages,$(or $(MAKECMDGOALS),all)),)
 $(call remember,.flags,$(CC) $(ALL_CFLAGS) $(PGINC) $(LDFLAGS))
 $(call remember,.nginx,$(CC) $(MODULE_CFLAGS) $(FAULT_DEF) $(if $(NGINX),\
     $(shell $(NGINX) -V 2>&1)))
@@ -122,6 +123,7 @@ help:
 	@echo 'make faults         processes, servers, disk and clock fail: the table'
 	@echo 'make faults-random  DURATION=600 SEED=1: random pairs of faults'
 	@echo 'make faults-long    CLICKS=10000000: memory and journal under load'
+	@echo 'make bench          what a click costs beside what it could; JSON=1'
 	@echo 'make FAULTS=1       the same with fault points, for tests only, in'
 	@echo '                    build/faults/'
 	@echo 'make install        into PREFIX ($(PREFIX)), below DESTDIR'
@@ -220,6 +222,17 @@ faults-long: test-packages
 	@$(MAKE) --no-print-directory -j$(JOBS) all
 	@REFERRAL_BUILD='$(abspath $(BUILD))' REFERRAL_NGINX='$(NGINX)' \
 	    CLICKS=$(CLICKS) perl -It/lib t/faults/long.pl
+
+
+# BENCH="--fast click" are options and groups, see tools/bench --help
+
+bench-packages:
+	@tools/packages bench >&2
+
+bench: bench-packages
+	@$(MAKE) --no-print-directory -j$(JOBS) all core-tests >&2
+	@BUILD='$(abspath $(BUILD))' NGINX='$(NGINX)' tools/bench \
+	    $(if $(JSON),--json) $(BENCH)
 
 
 fuzz: $(FUZZERS)
