@@ -67,6 +67,7 @@ typedef enum {
     CTL_PRINT_LIST = 0,                    /* a table, an array */
     CTL_PRINT_ONE,                         /* a row as fields, an object */
     CTL_PRINT_PROBLEMS,                    /* a list that should be empty */
+    CTL_PRINT_DOCUMENT,                    /* one JSON value, as it is */
     CTL_PRINT_ANSWER                       /* one JSON object, its members;
                                               the outcome "unattributed" is
                                               something that is wrong */
@@ -106,6 +107,7 @@ extern const ctl_call_t  ctl_code_calls[];
 extern const ctl_call_t  ctl_referral_calls[];
 extern const ctl_call_t  ctl_money_calls[];
 extern const ctl_call_t  ctl_webhook_calls[];
+extern const ctl_call_t  ctl_report_calls[];
 
 /* of verbs that can be asked of Redis, too */
 

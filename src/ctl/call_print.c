@@ -221,6 +221,11 @@ ctl_call_print(const ctl_call_t *call, PGresult *result, int json)
         return CTL_FOUND;
     }
 
+    if (call->print == CTL_PRINT_DOCUMENT) {
+        ctl_json_print(ctl_call_json_value(result, 0, 0));
+        return CTL_DONE;
+    }
+
     if (call->print == CTL_PRINT_ANSWER) {
         return ctl_call_answer(call, ctl_call_json_value(result, 0, 0), json);
     }

@@ -244,6 +244,9 @@ static const ctl_noun_t  ctl_noun_list[] = {
     { "payout", "what is paid to referrers" },
     { "statement", "a referrer's account in a period" },
     { "ledger", "accounts, transfers and the proof that they add up" },
+    { "report", "figures of a program" },
+    { "person", "what is kept about somebody: export, erasure" },
+    { "visitor", "the same for the id in a visitor's cookie" },
     { "webhook", "events to other systems" },
     { "publish", "codes, from Postgres to Redis" },
     { "journal", "what nginx recorded and the worker carries" },
@@ -256,7 +259,7 @@ static const ctl_noun_t  ctl_noun_list[] = {
 
 static const ctl_call_t  *ctl_call_tables[] = {
     ctl_tenant_calls, ctl_code_calls, ctl_referral_calls, ctl_money_calls,
-    ctl_webhook_calls
+    ctl_webhook_calls, ctl_report_calls
 };
 
 
