@@ -25,6 +25,9 @@ referral_redis_advice(const char *reply)
         { "ERR AUTH", "it has no password: do not give one" },
         { "ERR Client sent AUTH", "it has no password: do not give one" },
         { "NOPERM", "this user may not do that: see Redis's ACL" },
+        { "ERR The user executing the script", "this user may not do that:"
+          " see Redis's ACL" },
+        { "ERR ACL failure", "this user may not do that: see Redis's ACL" },
         { "DENIED", "it is in protected mode: see its bind and password" },
         { "LOADING", "it is reading its data, which passes" },
         { "BUSY", "a script of somebody keeps it: SCRIPT KILL" },

@@ -94,8 +94,15 @@ static const char  referral_publish_reset_script[] =
     "if p[2] ~= ARGV[2] then return 'generation' end\n"                      \
     "if ARGV[3] ~= '' and p[3] ~= ARGV[3] then return 'batch' end\n"
 
+/*
+ * A script that has deleted something may write beyond maxmemory.  So be it
+ * for a few codes, which may be switched off by it; many have to respect it,
+ * and set the fence to what it is, which Redis refuses then.
+ */
+
 static const char  referral_publish_write_script[] =
     REFERRAL_PUBLISH_COMPARE
+    "if #KEYS > 10 then redis.call('HSET', KEYS[1], 'fence', p[1]) end\n"
     "local i = 6\n"
     "for k = 2, #KEYS do\n"
     "  local n = tonumber(ARGV[i + 1])\n"
