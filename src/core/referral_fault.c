@@ -319,10 +319,6 @@ static const referral_fault_t  referral_guards[] = {
       "a reply is stored only if nothing was announced since its read was"
       " written; without it the last one stays", 0 },
 
-    { "off-order",
-      "the set of what is switched off is replaced only by a later read;"
-      " without it by whatever comes last", 0 },
-
     { NULL, NULL, 0 }
 };
 

@@ -22,7 +22,7 @@ static ngx_int_t ngx_http_referral_lookup_entry(ngx_http_referral_ctx_t *ctx,
 static void ngx_http_referral_lookup_unverified(ngx_http_referral_ctx_t *ctx,
     referral_cache_e cache);
 static ngx_int_t ngx_http_referral_lookup_wait(ngx_http_referral_ctx_t *ctx,
-    ngx_http_referral_lookup_op_t *op);
+    ngx_http_referral_lookup_op_t *op, ngx_queue_t *queue);
 static void ngx_http_referral_lookup_cleanup(void *data);
 static void ngx_http_referral_lookup_leave(ngx_http_referral_ctx_t *ctx,
     ngx_http_referral_lookup_op_t *op);
@@ -31,6 +31,12 @@ static void ngx_http_referral_lookup_answer(ngx_http_referral_ctx_t *ctx,
 static void ngx_http_referral_lookup_post(ngx_http_referral_ctx_t *ctx,
     ngx_http_referral_lookup_op_t *op);
 static void ngx_http_referral_lookup_wake_handler(ngx_event_t *ev);
+
+
+/* of those that join: the read may be under way already */
+
+#define ngx_http_referral_lookup_queue(op)                                    \
+    ((op)->pending ? &(op)->joined : &(op)->waiters)
 
 
 ngx_http_referral_lookup_t  ngx_http_referral_lookups;
@@ -113,7 +119,8 @@ ngx_http_referral_lookup(ngx_http_referral_ctx_t *ctx)
 
         /* who joins costs Redis nothing, so no budget either */
 
-        rc = ngx_http_referral_lookup_wait(ctx, op);
+        rc = ngx_http_referral_lookup_wait(ctx, op,
+                                           ngx_http_referral_lookup_queue(op));
 
         if (rc == NGX_DECLINED) {
             ngx_http_referral_lookup_unverified(ctx, REFERRAL_CACHE_MISS);
@@ -143,7 +150,7 @@ ngx_http_referral_lookup(ngx_http_referral_ctx_t *ctx)
         return NGX_OK;
     }
 
-    rc = ngx_http_referral_lookup_wait(ctx, op);
+    rc = ngx_http_referral_lookup_wait(ctx, op, &op->waiters);
 
     if (rc == NGX_DECLINED) {
         ngx_http_referral_lookup_unverified(ctx, REFERRAL_CACHE_MISS);
@@ -165,6 +172,7 @@ ngx_http_referral_lookup_unsure(ngx_http_referral_ctx_t *ctx, uint32_t hash,
     ngx_http_referral_zone_entry_t *entry)
 {
     ngx_int_t                       rc;
+    ngx_queue_t                    *queue;
     ngx_http_referral_lookup_t     *lookup;
     ngx_http_referral_lookup_op_t  *op;
 
@@ -178,12 +186,16 @@ ngx_http_referral_lookup_unsure(ngx_http_referral_ctx_t *ctx, uint32_t hash,
         && ngx_http_referral_redis_usable(lookup->link)
         && lookup->waiters < NGX_HTTP_REFERRAL_WAITERS)
     {
-        if (op == NULL) {
+        if (op != NULL) {
+            queue = ngx_http_referral_lookup_queue(op);
+
+        } else {
             op = ngx_http_referral_lookup_start(&ctx->code, hash);
+            queue = op ? &op->waiters : NULL;
         }
 
         if (op != NULL) {
-            rc = ngx_http_referral_lookup_wait(ctx, op);
+            rc = ngx_http_referral_lookup_wait(ctx, op, queue);
 
             if (rc != NGX_DECLINED) {
                 return rc;
@@ -258,7 +270,7 @@ ngx_http_referral_lookup_unverified(ngx_http_referral_ctx_t *ctx,
 
 static ngx_int_t
 ngx_http_referral_lookup_wait(ngx_http_referral_ctx_t *ctx,
-    ngx_http_referral_lookup_op_t *op)
+    ngx_http_referral_lookup_op_t *op, ngx_queue_t *queue)
 {
     ngx_msec_int_t               left;
     ngx_http_cleanup_t          *cln;
@@ -287,8 +299,7 @@ ngx_http_referral_lookup_wait(ngx_http_referral_ctx_t *ctx,
 
     ctx->wait = op;
 
-    ngx_queue_insert_tail(op->pending ? &op->joined : &op->waiters,
-                          &ctx->waiters);
+    ngx_queue_insert_tail(queue, &ctx->waiters);
     lookup->waiters++;
     ngx_http_referral_gauge(redis_waiting, lookup->waiters);
 

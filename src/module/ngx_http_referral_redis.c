@@ -43,6 +43,8 @@ static void ngx_http_referral_redis_open(ngx_http_referral_redis_t *link);
 static void ngx_http_referral_redis_retry_handler(ngx_event_t *ev);
 static ngx_msec_t ngx_http_referral_redis_patience(
     ngx_http_referral_redis_t *link);
+static ngx_msec_t ngx_http_referral_redis_begun(
+    ngx_http_referral_redis_t *link, ngx_http_referral_redis_op_t *op);
 static void ngx_http_referral_redis_wait(ngx_http_referral_redis_t *link,
     ngx_msec_t first);
 static void ngx_http_referral_redis_report(ngx_http_referral_redis_t *link);
@@ -305,7 +307,8 @@ ngx_http_referral_redis_set_deadline(ngx_http_referral_redis_t *link)
         if (!ngx_queue_empty(&link->late)) {
             op = ngx_queue_data(ngx_queue_head(&link->late),
                                 ngx_http_referral_redis_op_t, queue);
-            at = op->sent + ngx_http_referral_redis_patience(link);
+            at = ngx_http_referral_redis_begun(link, op)
+                 + ngx_http_referral_redis_patience(link);
             set = 1;
         }
 
@@ -372,7 +375,9 @@ ngx_http_referral_redis_deadline_handler(ngx_event_t *ev)
         q = ngx_queue_head(&link->late);
         op = ngx_queue_data(q, ngx_http_referral_redis_op_t, queue);
 
-        if (now - op->sent >= ngx_http_referral_redis_patience(link)) {
+        if (now - ngx_http_referral_redis_begun(link, op)
+            >= ngx_http_referral_redis_patience(link))
+        {
             ngx_http_referral_redis_reason(link, "no answer for %M ms",
                                            now - op->sent);
             ngx_http_referral_redis_fail(link);
@@ -443,6 +448,22 @@ ngx_http_referral_redis_patience(ngx_http_referral_redis_t *link)
 {
     return link->use->timeout ? link->timeout
                               : ngx_max(1000, link->timeout * 3);
+}
+
+
+/* an answer may have to wait until a flood of messages is read */
+
+static ngx_msec_t
+ngx_http_referral_redis_begun(ngx_http_referral_redis_t *link,
+    ngx_http_referral_redis_op_t *op)
+{
+    if (link->use->push
+        && (ngx_msec_int_t) (link->heard - op->sent) > 0)
+    {
+        return link->heard;
+    }
+
+    return op->sent;
 }
 
 

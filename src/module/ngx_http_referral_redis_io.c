@@ -570,6 +570,8 @@ ngx_http_referral_redis_read_handler(ngx_event_t *rev)
             return;
         }
 
+        link->heard = ngx_current_msec;
+
         if (ngx_http_referral_redis_parse(link, buf, n) != NGX_OK) {
             ngx_http_referral_redis_fail(link);
             return;

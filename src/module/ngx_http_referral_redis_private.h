@@ -92,6 +92,7 @@ struct ngx_http_referral_redis_s {
     ngx_msec_t                         said;       /* that it is down */
     uint32_t                           said_crc;   /* and why */
     ngx_msec_t                         since;      /* ready, circuit closed */
+    ngx_msec_t                         heard;      /* any bytes */
     ngx_uint_t                         timeouts;   /* in a row */
 
     u_char                             reason[NGX_HTTP_REFERRAL_REDIS_REASON];

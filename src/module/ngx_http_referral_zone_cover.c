@@ -11,8 +11,6 @@
 
 #include "ngx_http_referral_zone_private.h"
 
-#include "referral_fault.h"
-
 
 /* the same "all changed", heard by another worker */
 
@@ -57,7 +55,6 @@ ngx_http_referral_zone_invalidate_all(ngx_http_referral_zone_conf_t *zcf,
         sh->announced = generation;
         sh->announced_at = now;
         sh->generation = generation;
-        sh->publisher = 1;
     }
 
     ngx_shmtx_unlock(&zcf->shpool->mutex);
@@ -434,7 +431,7 @@ ngx_http_referral_zone_off_set(ngx_http_referral_zone_conf_t *zcf,
 
     ngx_shmtx_lock(&zcf->shpool->mutex);
 
-    if (referral_guard("off-order") && number <= sh->off_applied) {
+    if (number <= sh->off_applied) {
         ngx_shmtx_unlock(&zcf->shpool->mutex);
         return NGX_DECLINED;
     }
