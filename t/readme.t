@@ -82,11 +82,12 @@ cmp_ok($n, '>=', 9, 'the settings are found');
 # commands
 
 my $r = $t->referralctl('--help');
+my ($section) = $readme =~ /^## referralctl\n(.*?)^## /ms;
 my $nouns = 0;
 
 while ($r->{output} =~ /^  ([a-z]+) {2,}[a-z].*\n((?: {14}[a-z].*\n)*)/mg) {
     my ($noun, $verbs) = ($1, $2);
-    my ($row) = $readme =~ /^(\| `\Q$noun\E` \|.*)$/m;
+    my ($row) = $section =~ /^(\| `\Q$noun\E` \|.*)$/m;
 
     like($row // '', qr/`\Q$_\E`/, "referralctl $noun $_ is described")
         for split(' ', $verbs);

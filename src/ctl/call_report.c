@@ -257,7 +257,7 @@ const ctl_call_t  ctl_report_calls[] = {
 
     { "visitor", "erase", "erase what tells a visitor from others",
       { VISITOR, REASON, END }, { ctl_visitor_since, NULL },
-      "SELECT $1 AS visitor, referral.visitor_erase($1::uuid, $2,"
+      "SELECT $1::uuid AS visitor, referral.visitor_erase($1::uuid, $2,"
       " ($3::jsonb ->> 'since')::timestamptz) AS interactions",
       NULL, CTL_PRINT_ONE, "visitor %s is erased",
       "",
