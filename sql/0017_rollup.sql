@@ -603,6 +603,76 @@ CREATE TRIGGER rollup_time_zone AFTER UPDATE OF time_zone ON referral.program
     FOR EACH ROW WHEN (NEW.time_zone IS DISTINCT FROM OLD.time_zone)
     EXECUTE FUNCTION referral.rollup_time_zone();
 
+
+-- Notes that a code was given on: by an application that sent it in an e-mail
+-- or a text message, or whose button was pressed.  Funnels begin with it.
+-- Options: type (share; email_sent, sms_sent), source (such as twitter),
+-- channel, campaign.  Nothing about who got it.
+
+CREATE FUNCTION referral.share_record(code text, options jsonb DEFAULT '{}')
+    RETURNS uuid
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    made  timestamptz := date_trunc('milliseconds', clock_timestamp());
+    id    uuid := (lpad(to_hex((extract(epoch FROM made) * 1000)::bigint), 12,
+                        '0')
+                   || '7' || substr(gen_random_uuid()::text, 16))::uuid;
+    c     referral.code;
+    what  text;
+BEGIN
+    options := referral.options_check('share_record', options,
+                                      '{type,source,channel,campaign}');
+    what := coalesce(options ->> 'type', 'share');
+    SELECT * INTO c FROM referral.code k
+        WHERE k.id = referral.code_find(share_record.code);
+
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'code "%": there is none, or it is not yours',
+                        coalesce(left(share_record.code, 64), '(null)')
+            USING ERRCODE = 'RF031',
+                  HINT = 'The view referral.codes lists them.';
+    END IF;
+
+    IF what NOT IN ('share', 'email_sent', 'sms_sent') THEN
+        RAISE EXCEPTION 'share_record(): "type" is not acceptable'
+            USING ERRCODE = 'RF010',
+                  HINT = 'Accepted: share, email_sent, sms_sent.';
+    END IF;
+
+    IF EXISTS (SELECT FROM jsonb_each(options) o
+                   WHERE jsonb_typeof(o.value) NOT IN ('string', 'null')
+                         OR length(o.value #>> '{}') > 128)
+    THEN
+        RAISE EXCEPTION 'share_record(): the options can not be read'
+            USING ERRCODE = 'RF010',
+                  HINT = 'Each is a text of at most 128 characters.';
+    END IF;
+
+    PERFORM referral.partition_ensure((made AT TIME ZONE 'UTC')::date);
+
+    -- stream 0: of no journal
+
+    INSERT INTO referral.interaction (id, occurred_at, stream, seq, type, code,
+                                      code_id, program_id, referrer_id, source,
+                                      channel, metadata)
+        VALUES (id, made, 0, 0, what, c.code, c.id, c.program_id,
+                c.referrer_id, options ->> 'source', options ->> 'channel',
+                jsonb_strip_nulls(jsonb_build_object('campaign',
+                    coalesce(options ->> 'campaign', c.campaign))));
+    INSERT INTO referral.counter_delta (program_id, referrer_id, code, day,
+                                        type, verdict, kind, n)
+        VALUES (c.program_id, c.referrer_id, c.code,
+                (made AT TIME ZONE 'UTC')::date, what, NULL, 'unknown', 1);
+
+    RETURN id;
+END
+$$;
+
+REVOKE ALL ON FUNCTION referral.share_record(text, jsonb) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION referral.share_record(text, jsonb) TO referral_app;
+
 INSERT INTO referral.schema_migration (version, name) VALUES (17, 'rollup');
 
 COMMIT;
