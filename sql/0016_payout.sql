@@ -1925,7 +1925,8 @@ CREATE FUNCTION referral.seed_telehealth_state(of_referral bigint,
                                                whose text,
                                                OUT state text,
                                                OUT amount bigint,
-                                               OUT earned_at timestamptz)
+                                               OUT earned_at timestamptz,
+                                               OUT redeemed_at timestamptz)
     LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
 AS $$
@@ -1933,7 +1934,9 @@ AS $$
                 WHEN w.status = 'approved' THEN 'earned'
                 WHEN w.status IN ('paid', 'redeemed', 'transferred')
                 THEN 'redeemed'
-                ELSE 'expired' END, w.amount, w.earned_at
+                ELSE 'expired' END, w.amount, w.earned_at,
+           CASE WHEN w.status IN ('paid', 'redeemed', 'transferred')
+                THEN w.closed_at END
         FROM referral.reward w
         WHERE w.referral_id = of_referral AND w.beneficiary = whose
         ORDER BY w.id LIMIT 1
@@ -1950,14 +1953,22 @@ CREATE VIEW referral.seed_telehealth_referral AS
                 ELSE r.status END AS status,
            r.registered_at AS referee_registered_at,
            (SELECT v.order_ref FROM referral.conversion v
-                WHERE v.referral_id = r.id ORDER BY v.id LIMIT 1)
-               AS first_order_id,
+                WHERE v.referral_id = r.id AND v.kind = 'consultation'
+                ORDER BY v.id LIMIT 1) AS first_consultation_id,
+           (SELECT v.order_ref FROM referral.conversion v
+                WHERE v.referral_id = r.id AND v.kind <> 'consultation'
+                ORDER BY v.id LIMIT 1) AS first_order_id,
            r.converted_at, a.state AS referrer_reward_status,
            a.earned_at AS referrer_reward_earned_at,
+           a.redeemed_at AS referrer_reward_redeemed_at,
            a.amount AS referrer_reward_amount,
-           b.state AS referee_reward_status, b.amount AS referee_reward_amount,
-           coalesce((SELECT sum(n.n) FROM referral.counters n
-                         WHERE n.code = c.code AND n.type = 'click'), 0)
+           b.state AS referee_reward_status,
+           b.redeemed_at AS referee_reward_redeemed_at,
+           b.amount AS referee_reward_amount,
+           coalesce((SELECT sum(n.n)::bigint FROM referral.counters n
+                         WHERE n.code = c.code AND n.type = 'click'
+                               AND n.verdict IN ('valid', 'unverified')
+                               AND n.kind IN ('person', 'unknown')), 0)
                AS clicks,
            r.clicked_at AS last_clicked_at, r.expires_at, r.created_at,
            r.updated_at
@@ -1998,6 +2009,40 @@ CREATE VIEW referral.seed_telehealth_reward AS
                      ORDER BY n.id DESC LIMIT 1) d ON true
         WHERE (SELECT referral.organisation_scope()) IS NULL
               OR w.organisation_id = (SELECT referral.organisation_scope());
+
+-- per currency: earned is net of what was taken back; pending_payout what can
+-- be asked for, and what was and is not paid yet
+CREATE VIEW referral.seed_vet_referrer AS
+    SELECT f.id, f.organisation_id, f.external_id AS user_id,
+           f.type AS referrer_type,
+           (SELECT c.code FROM referral.code c
+                WHERE c.referrer_id = f.id AND c.status = 'active'
+                ORDER BY c.own DESC NULLS LAST, c.id LIMIT 1)
+               AS referral_code,
+           n.total_referrals, n.successful_referrals, e.unit,
+           coalesce(e.total, 0) AS total_earned,
+           coalesce((SELECT sum(t.amount)::bigint
+                         FROM referral.account a
+                              JOIN referral.entry t ON t.account_id = a.id
+                         WHERE a.referrer_id = f.id AND a.unit = e.unit
+                               AND a.kind IN ('payable', 'reserved')), 0)
+               AS pending_payout,
+           f.status = 'active' AS is_active, f.created_at
+        FROM referral.referrer f
+             CROSS JOIN LATERAL (
+                 SELECT count(*) AS total_referrals,
+                        count(r.converted_at) AS successful_referrals
+                     FROM referral.referral r WHERE r.referrer_id = f.id) n
+             LEFT JOIN LATERAL (
+                 SELECT w.unit, sum(w.amount - w.reversed - w.returned)::bigint
+                            AS total
+                     FROM referral.reward w
+                          JOIN referral.unit u ON u.code = w.unit
+                                                  AND u.kind = 'money'
+                     WHERE w.referrer_id = f.id
+                     GROUP BY w.unit) e ON true
+        WHERE (SELECT referral.organisation_scope()) IS NULL
+              OR f.organisation_id = (SELECT referral.organisation_scope());
 
 CREATE VIEW referral.seed_vet_referral AS
     SELECT r.id, r.organisation_id, r.referrer_id, c.code AS code_used,
@@ -2044,11 +2089,14 @@ CREATE VIEW referral.seed_vet_payout AS
 
 CREATE VIEW referral.seed_saas_code AS
     SELECT c.id, p.organisation_id, f.external_id AS user_id, c.code,
-           coalesce((SELECT sum(n.n) FROM referral.counters n
-                         WHERE n.code = c.code AND n.type = 'click'), 0)
+           coalesce((SELECT sum(n.n)::bigint FROM referral.counters n
+                         WHERE n.code = c.code AND n.type = 'click'
+                               AND n.verdict IN ('valid', 'unverified')
+                               AND n.kind IN ('person', 'unknown')), 0)
                AS clicks,
            (SELECT count(r.registered_at) FROM referral.referral r
-                WHERE r.code_id = c.id) AS signups,
+                WHERE r.code_id = c.id AND r.status <> 'superseded')
+               AS signups,
            (SELECT count(r.converted_at) FROM referral.referral r
                 WHERE r.code_id = c.id) AS conversions,
            c.created_at
@@ -2087,8 +2135,12 @@ CREATE VIEW referral.seed_saas_reward AS
                 WHEN w.status IN ('paid', 'redeemed', 'transferred')
                 THEN 'redeemed'
                 ELSE 'expired' END AS status,
-           w.amount, w.unit, w.valid_from, w.valid_until,
-           w.earned_at AS created_at
+           w.amount, w.unit,
+           '+' || referral.money_text(w.amount, w.unit)
+               || coalesce(' of ' || w.item, '') AS description,
+           w.valid_from, w.valid_until, w.earned_at AS created_at,
+           CASE WHEN w.status IN ('paid', 'redeemed', 'transferred')
+                THEN w.closed_at END AS redeemed_at
         FROM referral.reward w
              JOIN referral.referral r ON r.id = w.referral_id
              LEFT JOIN referral.referrer f ON f.id = w.referrer_id
@@ -2099,7 +2151,8 @@ GRANT SELECT ON referral.seed_insurance_partner,
     referral.seed_insurance_referral, referral.seed_insurance_reward,
     referral.seed_education_referral, referral.seed_education_reward,
     referral.seed_telehealth_referral, referral.seed_telehealth_reward,
-    referral.seed_vet_referral, referral.seed_vet_payout,
+    referral.seed_vet_referrer, referral.seed_vet_referral,
+    referral.seed_vet_payout,
     referral.seed_saas_code, referral.seed_saas_referral,
     referral.seed_saas_reward TO referral_app, referral_analyst;
 
