@@ -653,7 +653,7 @@ CREATE TABLE referral.reward (
     returned         bigint       NOT NULL DEFAULT 0 CHECK (returned >= 0),
     expired          bigint       NOT NULL DEFAULT 0 CHECK (expired >= 0),
     CONSTRAINT reward_taken_back_check
-        CHECK (reversed + returned + expired <= amount),
+        CHECK (greatest(reversed, returned, expired) <= amount),
     CONSTRAINT reward_release_check
         CHECK (release_at IS NULL OR status = 'pending'),
     CONSTRAINT reward_valid_check
@@ -692,7 +692,9 @@ COMMENT ON COLUMN referral.reward.release_at IS
     'when it is released by itself; null: it was, or waits for somebody';
 COMMENT ON COLUMN referral.reward.closed_at IS
     'when nothing of it was left, or nothing that can expire';
-COMMENT ON COLUMN referral.reward.reversed IS 'taken back after refunds';
+COMMENT ON COLUMN referral.reward.reversed IS
+    'taken back after refunds; what others paid of it can come back to it when'
+    ' a payout is given up, and so be returned or expire as well';
 COMMENT ON COLUMN referral.reward.returned IS 'rejected or cancelled';
 COMMENT ON COLUMN referral.reward.expired IS 'not used in time';
 
@@ -944,7 +946,8 @@ BEGIN
     END IF;
 
     IF s.cap IS NOT NULL THEN
-        SELECT s.cap - coalesce(sum(t.amount - t.reversed - t.returned), 0)
+        SELECT s.cap - coalesce(sum(greatest(t.amount - t.reversed
+                                             - t.returned, 0)), 0)
             INTO room
             FROM referral.reward t
             WHERE t.referral_id = r.id AND t.unit = s.unit;
@@ -1206,7 +1209,7 @@ AS $$
         FROM (SELECT s.*,
                      CASE WHEN remaining > 0 OR reserved > 0 THEN 'approved'
                           WHEN reversed > 0
-                               AND reversed + returned + expired = amount
+                               AND reversed + returned + expired >= amount
                           THEN 'reversed'
                           WHEN paid > 0 THEN 'paid'
                           WHEN redeemed > 0 THEN 'redeemed'
@@ -2579,7 +2582,8 @@ AS $$
     SELECT 'the rewards are above the cap', 'referral', x.referral_id,
            format('%s, the cap is %s', x.total, x.cap)
         FROM (SELECT w.referral_id, s.cap,
-                     sum(w.amount - w.reversed - w.returned) AS total
+                     sum(greatest(w.amount - w.reversed - w.returned, 0))
+                         AS total
                   FROM referral.reward w
                        JOIN referral.referral r ON r.id = w.referral_id
                        JOIN LATERAL (SELECT t.cap, t.unit
