@@ -190,15 +190,15 @@ for my $case (
 }
 
 for my $case ([ '/429/after/120', 120 ], [ '/503/after/90', 90 ],
-    [ '/429/after/' . strftime('%a,_%d_%b_%Y_%H:%M:%S_GMT',
-                               gmtime(time() + 300)), 300 ],
+    [ '/429/after/DATE', 300 ],
     [ '/429/after/99999999', 86400 ], [ '/429/after/x', 5 ],
     [ '/500/after/120', 5 ])
 {
     my ($path, $seconds) = @$case;
 
     clear();
-    $hook = add($receiver->url($path));
+    my $date = strftime('%a,_%d_%b_%Y_%H:%M:%S_GMT', gmtime(time() + 300));
+    $hook = add($receiver->url($path =~ s/DATE/$date/r));
     emit(undef);
     comes_to($hook, 'pending', "Retry-After: $path");
     my $wait = $pg->value("SELECT extract(epoch FROM next_at - attempted_at)
@@ -370,6 +370,40 @@ $pg->rows('UPDATE referral.webhook_delivery SET next_at = now()');
 comes_to($hook, 'delivered', 'and then it is sent again');
 is(join(' ', map { $_->{headers}{'webhook-id'} } $receiver->got()),
    "$event $event", 'with the same id');
+
+# and at the two moments that matter, where fault points are built
+
+my $faulty = $t->root() . '/build/faults/referral-worker';
+$faulty = $t->build() . '/referral-worker'
+    if qx('@{[ $t->build() ]}/referral-worker' -V) =~ /fault/;
+
+SKIP: {
+    skip('make faults-build', 8) unless -x $faulty;
+
+    for my $case ([ 'webhook-claimed', 1 ], [ 'webhook-sent', 2 ]) {
+        my ($point, $requests) = @$case;
+
+        clear();
+        $hook = add($receiver->url('/200'));
+        $w->stop();
+        local $w->{binary} = $faulty;
+        local $w->{env}{REFERRAL_FAULT} = $point;
+        $w->start();
+        $w->{process}{expected} = 1;
+        emit(undef);
+        $t->wait_for(sub { !$w->alive() }, 10);
+        ok(!$w->alive(), "killed at $point");
+        is(delivery($hook, 'status'), 'sending', 'the lease is there');
+        delete $w->{env}{REFERRAL_FAULT};
+        $w->start();
+        $pg->rows('UPDATE referral.webhook_delivery SET next_at = now()');
+        comes_to($hook, 'delivered', 'it is delivered');
+        is(scalar($receiver->got()), $requests, "with $requests request(s)");
+    }
+}
+
+$w->restart();
+
 
 # SIGTERM while it sends
 

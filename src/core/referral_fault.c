@@ -254,6 +254,14 @@ static const referral_fault_t  referral_points[] = {
     { "publish-searched",
       "all codes are in Redis and no others, which is not ready", 0 },
 
+    /* webhooks */
+
+    { "webhook-claimed",
+      "deliveries are leased, none of them is sent", 0 },
+
+    { "webhook-sent",
+      "receivers have answered, and Postgres does not know", 0 },
+
     /* referralctl journal adopt */
 
     { "adopt-copied",
