@@ -964,6 +964,22 @@ CREATE TRIGGER code_exhausted
     EXECUTE FUNCTION referral.code_exhausted();
 
 
+-- Locks codes: those of limited uses first, each sort by id.  The others are
+-- locked as late as can be, as many sessions want them at once.
+
+CREATE FUNCTION referral.code_lock(ids bigint[]) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM FROM referral.code c
+        WHERE c.id = ANY (ids)
+        ORDER BY c.max_uses IS NULL, c.id
+        FOR NO KEY UPDATE;
+END
+$$;
+
+
 -- Gives a referral its referee, and takes him back.  The referee's lock is
 -- held.  RF095 and RF096 when somebody else was first.
 
@@ -1543,12 +1559,11 @@ BEGIN
 
     -- whose uses are limited, in one order: what is judged next will hold
 
-    PERFORM FROM referral.code c
-        WHERE c.code IN (SELECT j ->> 'code' FROM jsonb_array_elements(judged)
-                                                  j)
-              AND c.max_uses IS NOT NULL
-        ORDER BY c.id
-        FOR NO KEY UPDATE;
+    PERFORM referral.code_lock((
+        SELECT array_agg(c.id)
+            FROM jsonb_array_elements(judged) j
+                 JOIN referral.code c ON c.code = j ->> 'code'
+            WHERE c.max_uses IS NOT NULL));
 
     judged := referral.touches_weigh(p, model, judged, referee, at);
 
@@ -2002,6 +2017,7 @@ BEGIN
     END IF;
 
     IF had.id IS NOT NULL THEN
+        PERFORM referral.code_lock(ARRAY[had.code_id, r.code_id]);
         PERFORM referral.referral_move(had.id, 'superseded', 'attribution',
                                        reason);
         r := referral.referral_settle(r, 'registered', 'attribution', now());

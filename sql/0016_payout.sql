@@ -705,6 +705,7 @@ AS $$
 DECLARE
     y     referral.payout_policy;
     a     record;
+    who   bigint[];
     seen  int := 0;
     made  int := 0;
 BEGIN
@@ -717,13 +718,25 @@ BEGIN
         RETURN 0;
     END IF;
 
+    SELECT coalesce(array_agg(c.referrer_id), '{}') INTO who
+        FROM (SELECT c.referrer_id FROM referral.account c
+                  WHERE c.organisation_id = y.organisation_id
+                        AND c.unit = y.unit AND c.kind = 'payable'
+                        AND c.referrer_id > coalesce(y.last_referrer, 0)
+                  ORDER BY c.referrer_id LIMIT slice) c;
+
+    -- all that the slice will lock, as its payouts are one transaction
+
+    PERFORM referral.account_lock((
+        SELECT array_agg(referral.account_get(y.organisation_id, kind, y.unit,
+                                              f))
+            FROM unnest(who) f, unnest(ARRAY['payable', 'reserved']) kind));
+
     FOR a IN
         SELECT c.id, c.referrer_id FROM referral.account c
             WHERE c.organisation_id = y.organisation_id AND c.unit = y.unit
-                  AND c.kind = 'payable'
-                  AND c.referrer_id > coalesce(y.last_referrer, 0)
+                  AND c.kind = 'payable' AND c.referrer_id = ANY (who)
             ORDER BY c.referrer_id
-            LIMIT slice
     LOOP
         seen := seen + 1;
         y.last_referrer := a.referrer_id;
@@ -1381,11 +1394,9 @@ BEGIN
 
     PERFORM FROM referral.referral r WHERE r.id = ANY (referrals)
         ORDER BY r.id FOR NO KEY UPDATE;
-    PERFORM FROM referral.code c
-        WHERE what = 'referral'
-              AND c.id IN (SELECT r.code_id FROM referral.referral r
-                               WHERE r.id = ANY (ids) AND r.credited)
-        ORDER BY c.id FOR NO KEY UPDATE;
+    PERFORM referral.code_lock((
+        SELECT array_agg(r.code_id) FROM referral.referral r
+            WHERE what = 'referral' AND r.id = ANY (ids) AND r.credited));
     PERFORM FROM referral.payout p
         WHERE what = 'payout' AND p.id = ANY (ids)
         ORDER BY p.id FOR NO KEY UPDATE;

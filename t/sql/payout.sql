@@ -77,7 +77,7 @@ SELECT referral.payout_request(pg_temp.who('ann'),
            '{"idempotency_key": "one"}') AS one \gset
 SELECT is(pg_temp.balances('ann'), 'reserved 6333', 'reserved');
 SELECT is(referral.payout_request(pg_temp.who('ann'),
-              '{"idempotency_key": "one"}'), :one::bigint, 'the same request again');
+              '{"idempotency_key": "one"}'), :one::bigint, 'once more');
 SELECT throws_ok($$ SELECT referral.payout_request(pg_temp.who('ann'),
                         '{"idempotency_key": "one", "method": "cash"}') $$,
                  'RF101', NULL, 'another one with its key');
@@ -222,7 +222,7 @@ SELECT is((SELECT string_agg(concat_ws(' ', line, what, amount, balance),
 SELECT is((SELECT string_agg(concat_ws(' ', line, balance), ', ')
                FROM referral.statement(pg_temp.who('cid'), '2020-01-01',
                                        '2020-01-31')
-               WHERE account = 'payable'), 'opening 0, closing 0', 'of before');
+               WHERE account = 'payable'), 'opening 0, closing 0', 'before');
 SELECT is_empty($$ SELECT s.account, s.unit
                        FROM referral.referrer f,
                             referral.statement(f.id, '2020-01-01',
@@ -359,7 +359,8 @@ SELECT results_eq(format($$ SELECT outcome, error
 SELECT referral.referral_create(:p, '{"code": "ANN-CODE"}',
            jsonb_build_object('email', n || '@example.com')) AS made
     FROM generate_series(1, 3) n \g /dev/null
-CREATE FUNCTION pg_temp.bulk(action text, n int) RETURNS text LANGUAGE sql AS $$
+CREATE FUNCTION pg_temp.bulk(action text, n int) RETURNS text
+    LANGUAGE sql AS $$
     SELECT string_agg(outcome, ' ' ORDER BY b.id)
         FROM referral.bulk(action, ARRAY(
                  SELECT id FROM referral.referrals
@@ -391,7 +392,8 @@ SELECT is((SELECT count(*) FROM referral.rewards
 
 SELECT referral.professional_partner_ensure(:acme, 'Dr. Vet',
            '{"specialty": "oncology"}') AS vet \gset
-SELECT is(referral.professional_partner_ensure(:acme, ' Dr. Vet'), :vet::bigint,
+SELECT is(referral.professional_partner_ensure(:acme, ' Dr. Vet'),
+          :vet::bigint,
           'the same partner');
 SELECT referral.professional_referral_record(:vet, 'received')
     FROM generate_series(1, 3) \g /dev/null
@@ -400,8 +402,8 @@ SELECT referral.professional_referral_record(:vet, 'sent') AS sent1,
            '{"subject": "patient 12", "idempotency_key": "s2"}') AS sent2
     \gset
 SELECT is(referral.professional_referral_record(:vet, 'sent',
-              '{"subject": "patient 12", "idempotency_key": "s2"}'), :sent2::bigint,
-          'once');
+              '{"subject": "patient 12", "idempotency_key": "s2"}'),
+          :sent2::bigint, 'once');
 SELECT throws_ok(format('SELECT referral.professional_referral_record(%s,
                      ''received'', ''{"idempotency_key": "s2"}'')', :vet),
                  'RF101', NULL, 'its key again');

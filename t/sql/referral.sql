@@ -113,7 +113,8 @@ SELECT is((SELECT encode(h.hash, 'hex')
                FROM referral.program p,
                     referral.referee_hashes(p, NULL, 'Max@example.com', NULL) h
                WHERE p.id = pg_temp.id('p') AND h.key_id = 'vector'),
-          'af7bc6a1089dc250cdbe4621c6db9843cab552d513128f44bd88a0f5f292e6dd', 'keyed hash of email:max@example.com');
+          'af7bc6a1089dc250cdbe4621c6db9843cab552d513128f44bd88a0f5f292e6dd',
+          'keyed hash of email:max@example.com');
 DELETE FROM referral.hash_key WHERE id = 'vector';
 
 -- steps
@@ -618,7 +619,8 @@ SELECT pg_temp.keep('o2', referral.organisation_create('o2', 'O2'))
 SET LOCAL ROLE referral_app;
 SELECT set_config('referral.organisation', current_setting('t.o2'), true)
     \g /dev/null
-SELECT is_empty('SELECT * FROM referral.referrals', 'another tenant sees none');
+SELECT is_empty('SELECT * FROM referral.referrals',
+                'another tenant sees none');
 SELECT is_empty('SELECT * FROM referral.attributions', 'nor why');
 SELECT throws_ok($$ SELECT referral.referral_cancel(
                         current_setting('t.c')::bigint) $$, 'RF090', NULL,

@@ -1,0 +1,356 @@
+-- Copyright (C) The nginx referral module authors
+--
+-- Education: students refer students (the second of the five specifications,
+-- "Referral Program Management").
+--
+-- requirement -> test
+--   types student, parent, affiliate, partner      -> "types"
+--   percentage, fixed amount, course credits, discount, merchandise
+--                                                  -> "rewards: ..."
+--   duration, eligibility, terms                   -> "early", "ended", "rule:
+--                                                     active students", "terms"
+--   tiers, bonus for several, seasonal, per course, referrer and referee
+--                                                  -> "tier", "bonus",
+--                                                     "season", "course"
+--   templates, cloning and modification            -> "template"
+--   best practice recommendations                  -> outside: documentation
+--   automatic and custom codes                     -> "codes"
+--   QR codes                                       -> "QR", and the edge
+--   link tracking, several channels                -> "edge case: channels"
+--   journey, milestones, time to conversion        -> "journey"
+--   quality score, CPA, ROI, leaderboards, trends, seasons, lifetime value
+--                                                  -> t/sql/report.sql
+--   first, last, multi-touch attribution           -> "attribution: ..."
+--   conflict resolution                            -> "edge case: several"
+--   manual override                                -> "attribution: by hand"
+--   attribution reporting                          -> "attribution: shares"
+--   automatic calculation, scheduling, approval    -> "rule: approval",
+--                                                     t/sql/payout.sql
+--   payment of cash                  -> outside: hook is payout.approved,
+--                                                     "payment"
+--   course credit, redemption, expiry, transfer, statements
+--                                                  -> "credit: ..."
+--   notifications, reminders         -> outside: hooks are events, "events"
+--   CRM, lead source, contacts       -> outside: hooks are events and views
+--   onboarding, training, community, campaigns     -> outside: portal
+--   Rule: referrers are active students or alumni  -> "rule: active students"
+--   Rule: at most 500 USD per referral             -> "rule: 500"
+--   Rule: valid for 90 days after sharing          -> "rule: 90 days"
+--   Rule: one reward per unique referee            -> "rule: one reward"
+--   Rule: above 100 USD manual approval            -> "rule: approval"
+--   Rule: at most 5 active programs                -> "rule: five programs"
+--   happy path                                     -> "happy path: ..."
+--   Edge cases: several channels, expired code, several referrals for one
+--     prospect, ineligible referrer, promotional discount
+--                                                  -> "edge case: ..."
+--   Errors: gateway fails                          -> "error: gateway"
+--     tracking unavailable           -> t/redis.t: the edge fails open
+--     notification fails             -> t/webhook.t: retried
+--     code conflict                                -> "error: code conflict"
+--     late synchronization           -> "error: late" (the same twice)
+--   data model: pending converted rewarded expired; rewards pending approved
+--     paid cancelled                               -> "words: ..."
+--   attribution 500 ms, reward 1 s, code 100 ms    -> make bench-sql
+--   1000 at once                     -> t/money_races.t
+--   5 years' retention               -> worker's retention_interactions
+--   encryption, PCI, OAuth           -> outside: TLS and disks
+--   access by role, audit            -> t/sql/schema.sql, "audit"
+--   fraud                                          -> "fraud"
+
+BEGIN;
+
+SELECT no_plan();
+
+SELECT referral.organisation_create('school', 'School',
+           '{"settings": {"calling_code": "1"}}') AS org \gset
+SELECT set_config('t.org', :'org', true) \g /dev/null
+
+-- templates and types
+
+SELECT referral.program_create(:org, 'student-template', 'Students',
+           '{"type": "student", "template": true,
+             "landing_url": "https://school.example/enrol",
+             "eligibility": {"types": ["student", "alumni"],
+                             "attributes": {"enrolled": true}},
+             "terms": "Be kind.", "description": "Bring a friend"}')
+           AS template \gset
+SELECT referral.program_clone(:template, 'students', '{"name": "Autumn"}')
+           AS program \gset
+SELECT is((SELECT concat_ws(' ', name, type, status, terms)
+               FROM referral.programs WHERE id = :program),
+          'Autumn student draft Be kind.', 'template: cloned, modified');
+SELECT lives_ok(format('SELECT referral.program_create(%s, %L, ''P'', %L)',
+                       :org, t, jsonb_build_object('type', t)), 'types: ' || t)
+    FROM unnest(ARRAY['parent', 'affiliate', 'partner']) t;
+
+-- 10 % of the fee (before the promotion's discount), 20 % from the 3rd on, at
+-- most 500; a bonus of 50 at the 3rd; a course with its own; twice in season
+
+SELECT referral.reward_rules_set(:program, '[
+           {"slot": "fee", "kind": "cash", "base": "before",
+            "tiers": [{"from": 1, "rate_bp": 1000},
+                      {"from": 3, "rate_bp": 2000}]},
+           {"slot": "fee", "kind": "cash", "amount": 2500,
+            "products": ["ART-1"]},
+           {"slot": "fee", "kind": "cash", "rate_bp": 1000,
+            "products": ["MUSIC-1"],
+            "seasons": [{"from": "2026-01-01", "until": "2099-12-31",
+                         "multiplier_bp": 20000}]},
+           {"slot": "bonus", "kind": "credit", "amount": 5000, "nth": 3},
+           {"slot": "gift", "kind": "merchandise", "unit": "items",
+            "amount": 1, "item": "mug", "products": ["ART-1"]},
+           {"slot": "welcome", "beneficiary": "referee", "kind": "credit",
+            "trigger": "registration", "amount": 3000,
+            "valid_for": "60 days"},
+           {"slot": "coupon", "beneficiary": "referee", "kind": "discount",
+            "unit": "coupons", "amount": 1, "coupon_bp": 1500,
+            "trigger": "registration"}]',
+           '{"cap": 50000, "approval_above": 10000}') \g /dev/null
+SELECT referral.program_set_status(:program, 'active') \g /dev/null
+
+-- the referrer, and the rule for him
+
+SELECT referral.referrer_create(:org, 'student', '{"external_id": "sam",
+           "attributes": {"enrolled": true}}',
+           '{"email": "sam@school.example"}')
+           AS sam \gset
+SELECT referral.referrer_create(:org, 'alumni', '{"external_id": "alma",
+           "attributes": {"enrolled": true}}') AS alma \gset
+SELECT referral.terms_accept(:program, f)
+    FROM unnest(ARRAY[:sam, :alma]) f \g /dev/null
+SELECT is((SELECT count(*) FROM referral.terms_acceptance
+               WHERE program_id = :program AND terms_version = 1), 2::bigint,
+          'terms: accepted, of version 1');
+SELECT referral.code_create(:program, :sam, 'SAM-2026'),
+       referral.code_create(:program, :alma, 'ALMA') \g /dev/null
+SELECT matches((referral.code_create(:program, :sam)).code,
+               '^[2-9A-HJ-NP-Z]{8,}$', 'codes: automatic');
+SELECT is((SELECT count(*) FROM referral.codes
+               WHERE code IN ('SAM-2026', 'ALMA')), 2::bigint,
+          'codes: custom');
+SELECT throws_ok(format('SELECT referral.code_create(%s, %s, ''ALMA'')',
+                        :program, :sam), 'RF029', NULL,
+                 'error: code conflict, and free ones are named');
+
+CREATE FUNCTION pg_temp.buy(customer text, given jsonb) RETURNS jsonb
+    LANGUAGE sql
+    RETURN referral.conversion_record(current_setting('t.org')::bigint,
+               jsonb_build_object('order_ref', customer || '/1',
+                                  'external_id', customer) || given);
+CREATE FUNCTION pg_temp.given(answer jsonb) RETURNS text LANGUAGE sql
+    RETURN (SELECT string_agg(concat_ws(' ', r ->> 'slot', r ->> 'amount',
+                                        r ->> 'status'), ', ' ORDER BY n)
+                FROM jsonb_array_elements(answer -> 'rewards')
+                         WITH ORDINALITY e (r, n));
+
+-- happy path
+
+SELECT is(referral.referral_register(NULL, '{"code": "sam-2026",
+              "external_id": "friend", "source": "qr"}',
+              '{"email": "friend@example.com"}') ->> 'status', 'registered',
+          'happy path: the friend uses the code');
+SELECT is((SELECT source FROM referral.referrals ORDER BY id DESC LIMIT 1),
+          'qr', 'QR');
+SELECT pg_temp.buy('friend', '{"amount": 90000}') AS first \gset
+SELECT is(pg_temp.given(:'first'), 'fee 9000 approved',
+          'happy path: 10 % of 900.00, at once as it is not above 100');
+SELECT referral.payout_request(:sam) AS payout \gset
+SELECT referral.payout_approve(:payout) \g /dev/null
+SELECT is((SELECT count(*) FROM referral.event
+               WHERE type = 'payout.approved'), 1::bigint,
+          'payment: the hook');
+SELECT throws_ok(format('SELECT referral.payout_pay(%s)', :payout), 'RF010',
+                 NULL, 'error: gateway fails, there is no reference');
+SELECT is((SELECT status FROM referral.payouts WHERE id = :payout),
+          'approved', 'error: gateway, it can be tried again');
+SELECT referral.payout_pay(:payout, 'stripe-1') \g /dev/null
+SELECT results_eq($$ SELECT status, payment_reference
+                         FROM referral.seed_education_reward
+                         WHERE reward_type = 'cash' $$,
+                  $$ VALUES ('paid', 'stripe-1') $$, 'words: a paid reward');
+SELECT results_eq($$ SELECT status, reward_amount
+                         FROM referral.seed_education_referral $$,
+                  $$ VALUES ('rewarded', 9000::bigint) $$,
+                  'words: a rewarded referral');
+SELECT results_eq($$ SELECT type FROM referral.event
+                         WHERE order_key LIKE 'referral:%' ORDER BY seq $$,
+                  $$ VALUES ('referral.created'), ('referral.registered'),
+                            ('reward.earned'), ('reward.approved'),
+                            ('reward.earned'), ('reward.approved'),
+                            ('referral.converted'), ('reward.earned'),
+                            ('reward.approved') $$, 'events');
+SELECT is((SELECT string_agg(to_status, ' ' ORDER BY id)
+               FROM referral.referral_steps),
+          'pending registered converted rewarded paid',
+          'journey: its milestones');
+
+-- credit of the friend
+
+SELECT is((referral.redeem(:org, 'course-1', '{"external_id": "friend",
+               "order_amount": 2000}') ->> 'remaining')::int, 1000,
+          'credit: used on a course, in part');
+SELECT is((referral.redeem(:org, 'course-2', '{"external_id": "friend",
+               "kind": "discount", "unit": "coupons",
+               "order_amount": 20000}') ->> 'discount')::int, 3000,
+          'rewards: 15 % discount');
+SELECT cmp_ok(referral.reward_expire(now() + interval '61 days'), '>', 0,
+              'credit: the rest expires');
+SELECT is((SELECT status FROM referral.rewards WHERE slot = 'welcome'),
+          'redeemed', 'credit: what was used stays used');
+SELECT is((SELECT count(*) FROM referral.event
+               WHERE type = 'reward.expired'), 1::bigint, 'credit: the event');
+
+-- the rules
+
+SELECT is(pg_temp.given(pg_temp.buy('second', '{"amount": 300000,
+              "code": "SAM-2026"}')), 'fee 30000 pending',
+          'rule: approval by hand above 100');
+SELECT referral.reward_approve((SELECT max(id) FROM referral.rewards))
+    \g /dev/null
+SELECT is(pg_temp.given(pg_temp.buy('third', '{"amount": 400000,
+              "code": "SAM-2026"}')), 'fee 50000 pending',
+          'rule: 500 for a referral at most; tier: 20 %, capped; bonus: no'
+          ' room is left for it');
+SELECT is(pg_temp.given(pg_temp.buy('alma-' || n, '{"amount": 20000,
+              "code": "ALMA"}')), want, name)
+    FROM (VALUES (1, 'fee 2000 approved', 'tier: the 1st'),
+                 (2, 'fee 2000 approved', 'tier: the 2nd'),
+                 (3, 'fee 4000 approved, bonus 5000 approved',
+                  'tier: the 3rd, and the bonus for several'))
+             v (n, want, name);
+SELECT is(pg_temp.given(pg_temp.buy('artist', '{"amount": 80000,
+              "code": "ALMA", "product": "ART-1"}')),
+          'fee 2500 approved, gift 1 approved',
+          'course: its own reward, and merchandise');
+SELECT is(pg_temp.given(pg_temp.buy('singer', '{"amount": 30000,
+              "code": "ALMA", "product": "MUSIC-1"}')), 'fee 6000 approved',
+          'season: twice');
+SELECT is((referral.referral_register(NULL, '{"code": "ALMA",
+               "external_id": "friend-2"}', '{"email": "FRIEND@example.com"}')
+               ->> 'outcome'), 'existing',
+          'rule: one reward for a referee, by e-mail');
+SELECT is(pg_temp.buy('friend', '{"amount": 90000}'), :'first'::jsonb,
+          'error: late, the same order again is the same');
+SELECT is(referral.referral_create(:program, '{"code": "ALMA",
+              "external_id": "slow"}') > 0, true, 'rule: 90 days, shared');
+SELECT is(referral.referral_expire(now() + interval '89 days'), 0::bigint,
+          'rule: 90 days, valid');
+SELECT is(referral.referral_expire(now() + interval '91 days'), 1::bigint,
+          'rule: 90 days, over');
+SELECT is((SELECT status FROM referral.seed_education_referral
+               WHERE referee_id = 'slow'), 'expired', 'words: expired');
+
+SELECT referral.referrer_update(:alma, '{"attributes": {"enrolled": false}}')
+    \g /dev/null
+SELECT throws_ok($$ SELECT referral.referral_register(NULL, '{"code": "ALMA",
+                        "external_id": "x"}') $$, 'RF094', NULL,
+                 'rule: active students; edge case: ineligible referrer');
+SELECT referral.referrer_update(:alma, '{"attributes": {"enrolled": true}}')
+    \g /dev/null
+
+SELECT throws_ok($$
+    DO $do$
+    DECLARE
+        p  bigint;
+    BEGIN
+        FOR n IN 2 .. 6 LOOP
+            p := referral.program_create(current_setting('t.org')::bigint,
+                     'p' || n, 'P');
+            PERFORM referral.program_set_status(p, 'active');
+        END LOOP;
+    END $do$ $$, 'RF019', NULL, 'rule: five programs are active at most');
+
+-- edge cases
+
+SELECT is(pg_temp.given(pg_temp.buy('saver', '{"amount": 15000,
+              "discount": 5000, "code": "ALMA"}')), 'fee 4000 approved',
+          'edge case: promotional discount, the base is before it');
+
+SELECT referral.code_create(:program, :alma, 'OLD') \g /dev/null
+UPDATE referral.code SET expires_at = now() - interval '1 hour'
+    WHERE code = 'OLD';
+SELECT throws_ok($$ SELECT referral.referral_register(NULL, '{"code": "OLD",
+                        "external_id": "late"}') $$, 'RF093', NULL,
+                 'edge case: expired code');
+
+SELECT referral.referral_create(:program, jsonb_build_object('code', 'ALMA',
+           'source', s), jsonb_build_object('email', s || '@example.com'))
+    FROM unnest(ARRAY['email', 'sms', 'social_media', 'in_person']) s
+    \g /dev/null
+SELECT is((SELECT count(DISTINCT source) FROM referral.referrals r
+               JOIN referral.codes c ON c.id = r.code_id
+               WHERE c.code = 'ALMA' AND r.status = 'pending'), 4::bigint,
+          'edge case: channels, one code through several');
+
+CREATE FUNCTION pg_temp.prospect(model text, email text) RETURNS text
+    LANGUAGE plpgsql AS $$
+DECLARE
+    contact  jsonb := jsonb_build_object('email', email);
+    r        bigint;
+    p        bigint := (SELECT id FROM referral.program
+                            WHERE slug = 'students');
+BEGIN
+    UPDATE referral.program SET attribution = model WHERE id = p;
+    r := referral.referral_create(p, '{"code": "SAM-2026"}', contact);
+    UPDATE referral.referral SET created_at = created_at - interval '1 day'
+        WHERE id = r;
+    PERFORM referral.referral_create(p, '{"code": "ALMA"}', contact);
+    RETURN referral.referral_register(p, '{}', contact) ->> 'code';
+END $$;
+SELECT is(pg_temp.prospect('first', 'p1@example.com'), 'SAM-2026',
+          'attribution: first touch');
+SELECT is(pg_temp.prospect('last', 'p2@example.com'), 'ALMA',
+          'attribution: last touch');
+SELECT is(pg_temp.prospect('linear', 'p3@example.com'), 'ALMA',
+          'attribution: multi-touch');
+SELECT results_eq($$ SELECT weight_bp, winner
+                         FROM referral.attribution_shares
+                         WHERE model = 'linear' ORDER BY touched_at $$,
+                  $$ VALUES (5000, false), (5000, true) $$,
+                  'attribution: shares');
+SELECT is((SELECT count(*) FROM referral.referrals
+               WHERE status = 'superseded'), 3::bigint,
+          'edge case: several referrals for one prospect, one is credited');
+SELECT lives_ok($$ SELECT referral.attribution_override((SELECT max(id)
+                       FROM referral.referrals WHERE status = 'superseded'),
+                       'he met him first') $$, 'attribution: by hand');
+SELECT is((SELECT reason FROM referral.audit WHERE action = 'override'),
+          'he met him first', 'audit: of the override');
+
+SELECT throws_ok($$ SELECT referral.referral_register(NULL,
+                        '{"code": "SAM-2026"}',
+                        '{"email": "Sam@School.example"}') $$, 'RF097', NULL,
+                 'fraud: nobody refers himself');
+
+SELECT referral.program_update(:program, jsonb_build_object('starts_at',
+           now() + interval '1 day')) \g /dev/null
+SELECT throws_ok($$ SELECT referral.referral_register(NULL, '{"code": "ALMA",
+                        "external_id": "early"}') $$, 'RF093', NULL, 'early');
+SELECT referral.program_update(:program, jsonb_build_object('starts_at', NULL))
+    \g /dev/null
+SELECT referral.program_set_status(:program, 'ended') \g /dev/null
+SELECT throws_ok($$ SELECT referral.referral_register(NULL, '{"code": "ALMA",
+                        "external_id": "after"}') $$, 'RF103', NULL,
+                 'ended');
+
+SELECT referral.reward_reject((SELECT min(id) FROM referral.rewards
+                                   WHERE status = 'pending'), 'not a student')
+    \g /dev/null
+SELECT is_empty($$ SELECT status FROM referral.seed_education_reward
+                       WHERE status NOT IN ('pending', 'approved', 'paid',
+                                            'cancelled') $$,
+                'words: of rewards');
+SELECT isnt_empty($$ SELECT * FROM referral.seed_education_reward
+                         WHERE status = 'cancelled' $$,
+                  'words: a cancelled reward');
+SELECT isnt_empty(format($$ SELECT * FROM referral.statement(%s,
+                      '2020-01-01', '2099-01-01') $$, :sam),
+                  'credit: statements');
+SELECT is(referral.reward_transfer(:alma, :sam, '{"account": "credit",
+              "amount": 1000, "idempotency_key": "gift"}') > 0, true,
+          'credit: given to another');
+SELECT is_empty('SELECT * FROM referral.ledger_check()', 'it adds up');
+
+SELECT * FROM finish();
+
+ROLLBACK;
