@@ -1539,12 +1539,13 @@ BEGIN
     FOR r IN
         SELECT f.* FROM referral.referral f
             WHERE f.program_id = p.id AND f.status IN ('pending', 'accepted')
-                  AND (f.id = (options ->> 'referral_id')::bigint
-                       OR f.id IN (SELECT i.referral_id
-                                       FROM referral.referee_identity i
-                                       WHERE i.hash = ANY (referee)
-                                             AND i.organisation_id
-                                                 = p.organisation_id))
+                  AND f.id = ANY (ARRAY(
+                      SELECT (options ->> 'referral_id')::bigint
+                      UNION ALL
+                      SELECT i.referral_id
+                          FROM referral.referee_identity i
+                          WHERE i.hash = ANY (referee)
+                                AND i.organisation_id = p.organisation_id))
             ORDER BY f.id
             FOR NO KEY UPDATE
     LOOP
