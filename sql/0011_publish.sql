@@ -482,8 +482,8 @@ DECLARE
     now_seen  pg_snapshot;
     behind    jsonb;
     entry     jsonb;
-    names     text[] := '{}';           -- loud
-    quiet     text[] := '{}';
+    names     text[] := '{}';
+    first_id  bigint;
     kinds     text[];
     ids       bigint[];
     texts     text[];
@@ -570,10 +570,16 @@ BEGIN
     ELSIF entry IS NOT NULL THEN
 
         IF entry ->> 'kind' = 'all' THEN
-            SELECT array_agg(c.code), array_agg(c.id)
-                INTO quiet, numbers
-                FROM (SELECT k.code, k.id FROM referral.code k
-                          WHERE k.id > (entry ->> 'after')::bigint
+
+            -- by ranges of ids, as what is not published needs no deletion:
+            -- the search finds it
+
+            slice := 2 * slice;
+            first_id := entry ->> 'after';
+
+            SELECT array_agg(c.id) INTO numbers
+                FROM (SELECT k.id FROM referral.code k
+                          WHERE k.id > first_id
                           ORDER BY k.id
                           LIMIT slice) c;
 
@@ -700,18 +706,26 @@ BEGIN
         SELECT NULL, NULL, NULL, NULL::bigint, NULL::boolean, NULL::boolean,
                NULL::boolean, NULL::bigint, NULL::bigint, NULL::bigint,
                n.name, p.url, p.state, p.not_before, p.expires, p.code_id,
-               p.program_id, p.referrer_id, p.campaign, p.rules::text, n.loud
-            FROM (SELECT t.name, bool_or(t.loud) AS loud
-                      FROM (SELECT unnest(names) AS name, true AS loud
-                            UNION ALL
-                            SELECT u.code, true
-                                FROM unnest(kinds, texts) u (kind, code)
-                                WHERE u.kind = 'code' AND u.code IS NOT NULL
-                            UNION ALL
-                            SELECT unnest(quiet), false) t
-                      GROUP BY t.name) n
+               p.program_id, p.referrer_id, p.campaign, p.rules::text, true
+            FROM (SELECT unnest(names) AS name
+                  UNION
+                  SELECT u.code
+                      FROM unnest(kinds, texts) u (kind, code)
+                      WHERE u.kind = 'code' AND u.code IS NOT NULL) n
                  LEFT JOIN referral.code_published p ON p.code = n.name
             ORDER BY n.name;
+
+    IF cardinality(numbers) > 0 AND first_id IS NOT NULL THEN
+        RETURN QUERY
+            SELECT NULL, NULL, NULL, NULL::bigint, NULL::boolean,
+                   NULL::boolean, NULL::boolean, NULL::bigint, NULL::bigint,
+                   NULL::bigint, p.code, p.url, p.state, p.not_before,
+                   p.expires, p.code_id, p.program_id, p.referrer_id,
+                   p.campaign, p.rules::text, false
+                FROM referral.code_published p
+                WHERE p.code_id > first_id
+                      AND p.code_id <= numbers[cardinality(numbers)];
+    END IF;
 END
 $$;
 

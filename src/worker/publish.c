@@ -27,6 +27,8 @@
 #define REFERRAL_PUBLISH_PAUSE_MIN  100
 #define REFERRAL_PUBLISH_PAUSE_MAX  5000
 
+#define REFERRAL_PUBLISH_ABSURD     1000000000000
+
 #define REFERRAL_PUBLISH_SLICE      "1000" /* codes written behind, a batch */
 
 
@@ -397,6 +399,12 @@ referral_publish_begin(referral_publish_t *p, int64_t above, const char *why)
     char         texts[2][24];
     PGresult    *res;
     const char  *values[3];
+
+    /* no publisher made such a number, and it must not be counted from */
+
+    if (above >= REFERRAL_PUBLISH_ABSURD) {
+        above = 0;
+    }
 
     snprintf(texts[0], sizeof(texts[0]), "%" PRId64, p->fence);
     snprintf(texts[1], sizeof(texts[1]), "%" PRId64, above);

@@ -61,15 +61,15 @@ static int64_t referral_publish_number(const redisReply *reply);
 
 
 /*
- * A fence that is no number, or beyond what Lua can count, was not set by a
- * publisher.
+ * A fence that is no number, or beyond all that ever will be, was not set by
+ * a publisher.
  */
 
 static const char  referral_publish_take_script[] =
     "local p = redis.call('HMGET', KEYS[1], 'generation', 'batch', 'ready',"
     "                     'fence')\n"
     "local f = tonumber(p[4] or '')\n"
-    "if f and f > tonumber(ARGV[1]) and f < 1e15 then\n"
+    "if f and f > tonumber(ARGV[1]) and f < 1e12 then\n"
     "  return {'above', p[4]}\n"
     "end\n"
     "if p[1] then redis.call('HSET', KEYS[1], 'fence', ARGV[1]) end\n"
@@ -78,7 +78,7 @@ static const char  referral_publish_take_script[] =
 static const char  referral_publish_reset_script[] =
     "local f = redis.call('HGET', KEYS[1], 'fence')\n"
     "f = tonumber(f or '')\n"
-    "if f and f > tonumber(ARGV[1]) and f < 1e15 then return 'fence' end\n"
+    "if f and f > tonumber(ARGV[1]) and f < 1e12 then return 'fence' end\n"
     "redis.call('HSET', KEYS[1], 'fence', ARGV[1], 'generation', ARGV[2],"
     "           'batch', '0', 'ready', '0')\n"
     "return 'ok'";

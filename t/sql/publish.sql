@@ -145,7 +145,7 @@ SELECT is(referral.publish_open(43, 0, 1001, 'abc'), NULL,
           'another generation is not it');
 
 CREATE TEMP TABLE got AS
-    SELECT * FROM referral.publish_collect(42, 0, 3000);
+    SELECT * FROM referral.publish_collect(42, 0, 1500);
 SELECT is(count(*), 3001::bigint, 'a slice of all codes') FROM got;
 SELECT is(count(*), 0::bigint, 'nobody is told of them')
     FROM got WHERE loud;
@@ -169,11 +169,11 @@ SELECT ok(NOT referral.publish_done(42, 0, 1001, snapshot, pending),
 SELECT ok(NOT referral.publish_done(42, 1, 1000, snapshot, pending),
           'done with an old fence: not')
     FROM got WHERE code IS NULL;
-SELECT is_empty('SELECT * FROM referral.publish_collect(42, 0, 3000)',
+SELECT is_empty('SELECT * FROM referral.publish_collect(42, 0, 1500)',
                 'a batch that is not the last collects nothing');
 DROP TABLE got;
 CREATE TEMP TABLE got AS
-    SELECT * FROM referral.publish_collect(42, 1, 3000);
+    SELECT * FROM referral.publish_collect(42, 1, 1500);
 SELECT is(count(*), 1002::bigint, 'the rest') FROM got;
 SELECT ok(work AND NOT more AND scan, 'then Redis is searched')
     FROM got WHERE code IS NULL;

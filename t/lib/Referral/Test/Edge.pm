@@ -99,7 +99,11 @@ sub client {
         $count++;
     }
 
-    open(my $fh, '>', $file) and print $fh $count and close($fh);
+    if (open(my $fh, '>', $file)) {
+        print $fh $count;
+        close($fh);
+    }
+
     POSIX::_exit(0);
 }
 
