@@ -176,6 +176,43 @@ is($pg->value('SELECT attributes FROM referral.referrers'
 $r = import_text('referrer', 'acme', "external_id,name\n7,Ana Maria\n8,\n");
 is(counts($r), '0 1 1 0', 'a contact is changed');
 
+# organisations and programs
+
+my $orgs = "slug,name,status,currency,settings\nnorth,North,disabled,EUR,"
+           . "\"{\"\"a\"\":1}\"\nsouth,,,,\nBAD,,,,\nwest,,,,{\n,x,,,\n";
+
+$t->write_file('orgs.csv', $orgs);
+my $org_file = $t->path('orgs.csv');
+
+for ([ '2 0 0 3', 'organisations' ], [ '0 0 2 3', 'again' ]) {
+    my $doc = $json->decode(scalar(
+        qx('$ctl' org import '$org_file' --json 2> /dev/null)));
+    is(counts($doc), $_->[0], $_->[1]);
+    like(errors($doc)->{4}, qr/"slug" is not acceptable/, 'a bad slug');
+    like(errors($doc)->{5}, qr/settings: this is no JSON/, 'bad JSON');
+    like(errors($doc)->{6}, qr/the row has no "slug"/, 'no slug');
+}
+
+is($pg->value("SELECT status || (settings ->> 'a') FROM referral.organisations"
+              . " WHERE slug = 'north'"), 'disabled1', 'as they were given');
+
+$r = import_text('program', 'acme', "slug,landing_url,status,starts_at\n"
+                 . "imp,https://example.com/i,active,2026-01-01\n"
+                 . "imp2,ftp://x,,\nimp3,,ended,\n");
+is(counts($r), '1 0 0 2', 'programs');
+like(errors($r)->{3}, qr/landing_url/, 'a bad URL');
+like(errors($r)->{4}, qr/is draft, it can not become ended/, 'a bad status');
+is($pg->value("SELECT count(*) FROM referral.programs WHERE slug = 'imp3'"),
+   0, 'of which nothing stays');
+
+for (qw(org program)) {
+    my $parent = $_ eq 'program' ? 'acme' : '';
+    my $csv = qx('$ctl' $_ export $parent);
+    is($? >> 8, 0, "$_ export");
+    $r = import_text($_, $parent, $csv);
+    like(counts($r), qr/^0 0 \d+ 0$/, 'in again, the same') or diag(explain($r));
+}
+
 # a code of a referrer
 
 $r = import_text('code', 'q', "external_id,code\n8,\n8,VANITY8\nnobody,\n");

@@ -79,6 +79,33 @@ static const ctl_command_t  ctl_commands_own[] = {
       "state=inactive.  Exits with 1 when one of the codes was not there.\n",
       "  referralctl code remove SUMMER25\n", NULL },
 
+    { "org", "import", "[FILE]",
+      "make and change organisations from a CSV file",
+      CTL_CALL, 0, 1, ctl_import_orgs,
+      "The first line names the columns: slug, and any of name, status,\n"
+      "max_active_programs, currency, time_zone, settings.  All else is as\n"
+      "code import has it.\n",
+      "  referralctl org import tenants.csv\n", NULL },
+
+    { "org", "export", "[FILE]",
+      "write the organisations as CSV",
+      CTL_CALL & ~CTL_OPT_JSON, 0, 1, ctl_export_orgs,
+      "With the columns that org import takes.\n",
+      "  referralctl org export > tenants.csv\n", NULL },
+
+    { "program", "import", "ORG [FILE]",
+      "make and change programs from a CSV file",
+      CTL_CALL, 1, 2, ctl_import_programs,
+      "The first line names the columns: slug, status, and the keys of\n"
+      "program create.  All else is as code import has it.\n",
+      "  referralctl program import acme programs.csv\n", NULL },
+
+    { "program", "export", "ORG [FILE]",
+      "write the programs of an organisation as CSV",
+      CTL_CALL & ~CTL_OPT_JSON, 1, 2, ctl_export_programs,
+      "With the columns that program import takes, without templates.\n",
+      "  referralctl program export acme > programs.csv\n", NULL },
+
     { "code", "import", "PROGRAM [FILE]",
       "make and change codes from a CSV file",
       CTL_CALL, 1, 2, ctl_import_codes,

@@ -27,6 +27,32 @@ static FILE *ctl_export_open(const char *file, char *temp, size_t size);
 /* the columns that imports take, so that what comes out goes in again */
 
 int
+ctl_export_orgs(ctl_options_t *o)
+{
+    return ctl_export(o, "organisations", CTL_ARG_TEXT,
+        "COPY (SELECT slug, name, status, max_active_programs, currency,"
+        " time_zone, nullif(settings, '{}') AS settings"
+        " FROM referral.organisations ORDER BY id)"
+        " TO STDOUT (FORMAT csv, HEADER)");
+}
+
+
+int
+ctl_export_programs(ctl_options_t *o)
+{
+    return ctl_export(o, "programs", CTL_ARG_ORG,
+        "COPY (SELECT slug, name, status, description, type, starts_at,"
+        " ends_at, landing_url, campaign, code_prefix, referral_validity,"
+        " attribution, attribution_window, max_referrals_per_referrer,"
+        " reward_threshold, nullif(eligibility, '{}') AS eligibility,"
+        " nullif(targeting, '{}') AS targeting, terms, terms_required,"
+        " time_zone, currency, nullif(settings, '{}') AS settings"
+        " FROM referral.programs WHERE organisation_id = %s AND NOT template"
+        " ORDER BY id) TO STDOUT (FORMAT csv, HEADER)");
+}
+
+
+int
 ctl_export_codes(ctl_options_t *o)
 {
     return ctl_export(o, "codes", CTL_ARG_PROGRAM,
@@ -53,7 +79,7 @@ static int
 ctl_export(ctl_options_t *o, const char *what, ctl_arg_e parent,
     const char *fmt)
 {
-    int          rc;
+    int          rc, operands;
     char         sql[1024], temp[PATH_MAX], *id, *org;
     FILE        *out;
     PGconn      *pg;
@@ -61,7 +87,9 @@ ctl_export(ctl_options_t *o, const char *what, ctl_arg_e parent,
 
     id = NULL;
     org = NULL;
-    file = (o->argc > 1 && strcmp(o->argv[1], "-") != 0) ? o->argv[1] : NULL;
+    operands = (parent != CTL_ARG_TEXT);
+    file = (o->argc > operands && strcmp(o->argv[operands], "-") != 0)
+           ? o->argv[operands] : NULL;
 
     rc = ctl_call_open(&pg, o);
 
@@ -69,14 +97,16 @@ ctl_export(ctl_options_t *o, const char *what, ctl_arg_e parent,
         return rc;
     }
 
-    rc = ctl_call_resolve(pg, parent, o->argv[0], &org, &id);
+    if (operands) {
+        rc = ctl_call_resolve(pg, parent, o->argv[0], &org, &id);
+    }
 
     if (rc != CTL_DONE) {
         PQfinish(pg);
         return rc;
     }
 
-    snprintf(sql, sizeof(sql), fmt, id);
+    snprintf(sql, sizeof(sql), fmt, id ? id : "");
     free(org);
     free(id);
 

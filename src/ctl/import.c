@@ -11,6 +11,7 @@
 #include "progress.h"
 #include "referral_csv.h"
 #include "referral_utf8.h"
+#include "upsert.h"
 
 #include <ctype.h>
 #include <errno.h>
@@ -29,15 +30,19 @@
 #define CTL_IMPORT_ERRORS   1000           /* named in JSON */
 
 
-/* what a noun's import is: sql takes the parent's id and an array of rows */
+/*
+ * What a noun's import is: sql takes the parent's id and an array of rows; or
+ * each row is one of its own.
+ */
 
 typedef struct {
     const char          *noun;
     const char          *what;
-    ctl_arg_e            parent;
+    ctl_arg_e            parent;           /* CTL_ARG_TEXT: none */
     const char          *keys[2];          /* one of them must be a column */
-    const char          *columns[20];      /* ends with NULL */
+    const char          *columns[24];      /* ends with NULL */
     const char          *sql;
+    const ctl_upsert_t  *upsert;
 } ctl_import_t;
 
 
@@ -100,8 +105,11 @@ static uint64_t ctl_import_twice(ctl_import_ctx_t *ctx, const json_t *row,
     uint64_t line);
 static void ctl_import_grow(ctl_import_ctx_t *ctx);
 static int ctl_import_send(ctl_import_ctx_t *ctx);
+static int ctl_import_each(ctl_import_ctx_t *ctx);
 static int ctl_import_wait(ctl_import_ctx_t *ctx);
 static void ctl_import_outcomes(ctl_import_ctx_t *ctx, const PGresult *result);
+static void ctl_import_count(ctl_import_ctx_t *ctx, uint64_t line,
+    const char *outcome, const char *message);
 static void ctl_import_error(ctl_import_ctx_t *ctx, uint64_t line,
     const char *fmt, ...) __attribute__ ((format(printf, 3, 4)));
 static void ctl_import_report(ctl_import_ctx_t *ctx);
@@ -113,7 +121,8 @@ static const ctl_import_t  ctl_import_code = {
       "destination", "rules", "starts_at", "expires_at", "max_uses",
       "variant_id", "settings", NULL },
     "SELECT line, outcome, message"
-    " FROM referral.code_import($1::bigint, $2::jsonb)"
+    " FROM referral.code_import($1::bigint, $2::jsonb)",
+    NULL
 };
 
 
@@ -123,8 +132,42 @@ static const ctl_import_t  ctl_import_referrer = {
       "commission_bp", "notes", "first_name", "last_name", "name", "email",
       "phone", "company", "address", NULL },
     "SELECT line, outcome, message"
-    " FROM referral.referrer_import($1::bigint, $2::jsonb)"
+    " FROM referral.referrer_import($1::bigint, $2::jsonb)",
+    NULL
 };
+
+
+static const ctl_import_t  ctl_import_org = {
+    "org", "organisations", CTL_ARG_TEXT, { "slug", "slug" },
+    { "slug", "name", "status", "max_active_programs", "currency",
+      "time_zone", "settings", NULL },
+    NULL, &ctl_upsert_org
+};
+
+
+static const ctl_import_t  ctl_import_program = {
+    "program", "programs", CTL_ARG_ORG, { "slug", "slug" },
+    { "slug", "name", "status", "description", "type", "starts_at", "ends_at",
+      "landing_url", "campaign", "code_prefix", "referral_validity",
+      "attribution", "attribution_window", "max_referrals_per_referrer",
+      "reward_threshold", "eligibility", "targeting", "terms",
+      "terms_required", "time_zone", "currency", "settings", NULL },
+    NULL, &ctl_upsert_program
+};
+
+
+int
+ctl_import_orgs(ctl_options_t *o)
+{
+    return ctl_import(o, &ctl_import_org);
+}
+
+
+int
+ctl_import_programs(ctl_options_t *o)
+{
+    return ctl_import(o, &ctl_import_program);
+}
 
 
 int
@@ -144,7 +187,7 @@ ctl_import_referrers(ctl_options_t *o)
 static int
 ctl_import(ctl_options_t *o, const ctl_import_t *import)
 {
-    int                rc;
+    int                rc, operands;
     char              *org;
     ctl_import_ctx_t   ctx;
 
@@ -153,8 +196,9 @@ ctl_import(ctl_options_t *o, const ctl_import_t *import)
     org = NULL;
     ctx.import = import;
     ctx.json = o->json;
-    ctx.file = (o->argc > 1 && strcmp(o->argv[1], "-") != 0) ? o->argv[1]
-                                                             : NULL;
+    operands = (import->parent != CTL_ARG_TEXT);
+    ctx.file = (o->argc > operands && strcmp(o->argv[operands], "-") != 0)
+               ? o->argv[operands] : NULL;
     ctx.errors = json_array();
     ctx.rows = json_array();
     ctx.line = 1;
@@ -165,7 +209,7 @@ ctl_import(ctl_options_t *o, const ctl_import_t *import)
         rc = ctl_call_open(&ctx.pg, o);
     }
 
-    if (rc == CTL_DONE) {
+    if (rc == CTL_DONE && operands) {
         rc = ctl_call_resolve(ctx.pg, import->parent, o->argv[0], &org,
                               &ctx.parent);
     }
@@ -368,7 +412,7 @@ ctl_import_header(ctl_import_ctx_t *ctx)
 static int
 ctl_import_column(ctl_import_ctx_t *ctx, referral_str_t *field)
 {
-    char         name[64], list[512];
+    char         name[64], list[1024];
     size_t       i, k, n;
     const char  *column;
 
@@ -623,6 +667,10 @@ ctl_import_send(ctl_import_ctx_t *ctx)
     char        *text;
     const char  *params[2];
 
+    if (ctx->import->upsert != NULL) {
+        return ctl_import_each(ctx);
+    }
+
     rc = ctl_import_wait(ctx);
 
     if (rc != CTL_DONE) {
@@ -646,6 +694,33 @@ ctl_import_send(ctl_import_ctx_t *ctx)
     ctx->busy = 1;
 
     return rc;
+}
+
+
+static int
+ctl_import_each(ctl_import_ctx_t *ctx)
+{
+    int          rc;
+    char         message[1024];
+    size_t       i;
+    const char  *outcome;
+
+    rc = ctl_pg_run(ctx->pg, "BEGIN", NULL);
+
+    for (i = 0; rc == CTL_DONE && i < json_array_size(ctx->rows); i++) {
+
+        rc = ctl_upsert(ctx->pg, ctx->import->upsert, ctx->parent,
+                        json_array_get(ctx->rows, i), &outcome, message,
+                        sizeof(message));
+
+        if (rc == CTL_DONE) {
+            ctl_import_count(ctx, ctx->lines[ctx->half][i], outcome, message);
+        }
+    }
+
+    json_array_clear(ctx->rows);
+
+    return rc == CTL_DONE ? ctl_pg_run(ctx->pg, "COMMIT", NULL) : rc;
 }
 
 
@@ -688,40 +763,38 @@ ctl_import_wait(ctl_import_ctx_t *ctx)
 static void
 ctl_import_outcomes(ctl_import_ctx_t *ctx, const PGresult *result)
 {
-    int          i, n;
-    uint64_t     line;
-    const char  *outcome;
+    int  i, n;
 
     for (i = 0; i < PQntuples(result); i++) {
 
         n = atoi(PQgetvalue(result, i, 0));
-        outcome = PQgetvalue(result, i, 1);
 
-        if (n < 1 || n > CTL_IMPORT_ROWS) {
-            continue;
+        if (n >= 1 && n <= CTL_IMPORT_ROWS) {
+            ctl_import_count(ctx, ctx->lines[!ctx->half][n - 1],
+                             PQgetvalue(result, i, 1),
+                             PQgetvalue(result, i, 2));
         }
+    }
+}
 
-        line = ctx->lines[!ctx->half][n - 1];
-        ctx->last = line;
 
-        switch (outcome[0]) {
+static void
+ctl_import_count(ctl_import_ctx_t *ctx, uint64_t line, const char *outcome,
+    const char *message)
+{
+    ctx->last = line;
 
-        case 'c':
-            ctx->created++;
-            break;
+    if (strcmp(outcome, "created") == 0) {
+        ctx->created++;
 
-        case 'e':
-            ctl_import_error(ctx, line, "%s", PQgetvalue(result, i, 2));
-            break;
+    } else if (strcmp(outcome, "updated") == 0) {
+        ctx->updated++;
 
-        default:
-            if (strcmp(outcome, "updated") == 0) {
-                ctx->updated++;
+    } else if (strcmp(outcome, "unchanged") == 0) {
+        ctx->unchanged++;
 
-            } else {
-                ctx->unchanged++;
-            }
-        }
+    } else {
+        ctl_import_error(ctx, line, "%s", message);
     }
 }
 

@@ -13,9 +13,13 @@
 #include "ctl.h"
 
 
+int ctl_import_orgs(ctl_options_t *o);
+int ctl_import_programs(ctl_options_t *o);
 int ctl_import_codes(ctl_options_t *o);
 int ctl_import_referrers(ctl_options_t *o);
 
+int ctl_export_orgs(ctl_options_t *o);
+int ctl_export_programs(ctl_options_t *o);
 int ctl_export_codes(ctl_options_t *o);
 int ctl_export_referrers(ctl_options_t *o);
 
