@@ -326,7 +326,7 @@ referral_token_make(const referral_keyring_t *ring,
     const referral_token_t *token, u_char *text)
 {
     size_t                 i;
-    u_char                *p, *first, mac[REFERRAL_TOKEN_MAC + 2];
+    u_char                *p, *first, mac[REFERRAL_TOKEN_MAC];
     unsigned               bits;
     const referral_key_t  *key;
 
@@ -361,15 +361,20 @@ referral_token_make(const referral_keyring_t *ring,
 
     referral_token_mac(key, text, (size_t) (p - text), mac);
 
-    mac[REFERRAL_TOKEN_MAC] = 0;
-    mac[REFERRAL_TOKEN_MAC + 1] = 0;
-
     *p++ = '.';
 
-    for (i = 0; i < REFERRAL_TOKEN_MAC_LEN; i++) {
-        bits = (unsigned) mac[i * 6 / 8] << 8 | mac[i * 6 / 8 + 1];
-        *p++ = referral_base64url[bits >> (10 - i * 6 % 8) & 0x3f];
+    for (i = 0; i < REFERRAL_TOKEN_MAC - 1; i += 3) {
+        bits = (unsigned) mac[i] << 16 | (unsigned) mac[i + 1] << 8
+               | mac[i + 2];
+
+        *p++ = referral_base64url[bits >> 18];
+        *p++ = referral_base64url[bits >> 12 & 0x3f];
+        *p++ = referral_base64url[bits >> 6 & 0x3f];
+        *p++ = referral_base64url[bits & 0x3f];
     }
+
+    *p++ = referral_base64url[mac[i] >> 2];
+    *p++ = referral_base64url[mac[i] << 4 & 0x3f];
 
     return (size_t) (p - text);
 }

@@ -29,7 +29,6 @@ static int referral_writer_thread(referral_writer_t *w, char *error);
 static int referral_writer_roll(referral_writer_t *w);
 static int64_t referral_writer_noise(const referral_writer_t *w);
 static int referral_writer_needs(referral_writer_t *w, uint64_t now);
-static void referral_writer_populate(referral_writer_t *w);
 static void referral_writer_free(referral_writer_t *w);
 
 
@@ -349,7 +348,6 @@ referral_writer_roll(referral_writer_t *w)
 
     w->current = s;
     w->pos = REFERRAL_SEGMENT_DATA;
-    w->populated = REFERRAL_WRITER_WINDOW;
     w->segments++;
 
     /* after retired: the helper must not sync the new one alone */
@@ -401,15 +399,6 @@ referral_writer_tick(referral_writer_t *w)
         }
     }
 
-    referral_writer_populate(w);
-
-    if (next == 0 && w->current != NULL
-        && w->populated < w->current->size
-        && w->populated < w->pos + REFERRAL_WRITER_WINDOW)
-    {
-        next = 1;
-    }
-
     if (next == 0 && w->ticked != w->number) {
         next = REFERRAL_WRITER_BUSY;
     }
@@ -457,43 +446,6 @@ referral_writer_needs(referral_writer_t *w, uint64_t now)
     }
 
     return referral_writer_scan_due(w, now);
-}
-
-
-static void
-referral_writer_populate(referral_writer_t *w)
-{
-    size_t                      len;
-    referral_writer_segment_t  *s;
-
-    s = w->current;
-
-    if (s == NULL || w->populated >= s->size
-        || w->populated >= w->pos + REFERRAL_WRITER_AHEAD)
-    {
-        return;
-    }
-
-    /* what was written meanwhile is there */
-
-    if (w->populated < w->pos) {
-        w->populated = w->pos & ~((size_t) REFERRAL_WRITER_WINDOW - 1);
-    }
-
-    len = s->size - w->populated;
-
-    if (len > REFERRAL_WRITER_WINDOW) {
-        len = REFERRAL_WRITER_WINDOW;
-    }
-
-    /* where the kernel has no such advice, stores fault as they always did */
-
-    if (madvise(s->map + w->populated, len, MADV_POPULATE_WRITE) == -1) {
-        w->populated = s->size;
-        return;
-    }
-
-    w->populated += len;
 }
 
 

@@ -22,6 +22,7 @@
 
 static void referral_writer_wait(referral_writer_t *w);
 static void referral_writer_work(referral_writer_t *w, int last);
+static void referral_writer_populate(referral_writer_segment_t *s);
 static void referral_writer_take_retired(referral_writer_t *w);
 static void referral_writer_sync(referral_writer_t *w,
     referral_writer_segment_t *active, uint64_t target, int last);
@@ -122,10 +123,17 @@ referral_writer_work(referral_writer_t *w, int last)
         if (rc == REFERRAL_OK) {
             w->unnamed = 1;
             referral_store(&w->spare, s);
+            referral_writer_populate(s);
 
         } else if (rc == REFERRAL_ERROR) {
             referral_writer_say(w, REFERRAL_SAY_ALLOCATE, "%s", error);
         }
+    }
+
+    /* the first one was made by the owner */
+
+    if (active != NULL && !last) {
+        referral_writer_populate(active);
     }
 
     referral_writer_sync(w, active, target, last);
@@ -140,6 +148,38 @@ referral_writer_work(referral_writer_t *w, int last)
     /* rolled meanwhile: the next spare can not wait for a tick */
 
     w->again = (active != referral_load(&w->active));
+}
+
+
+/*
+ * A store to a page that is not there yet is a fault of half a microsecond,
+ * and the owner answers requests meanwhile.  In windows, so that a fault of
+ * the owner's need not wait for the whole.  Where the kernel has no such
+ * advice, stores fault as they always did.
+ */
+
+static void
+referral_writer_populate(referral_writer_segment_t *s)
+{
+    size_t  pos, len;
+
+    if (s->populated) {
+        return;
+    }
+
+    s->populated = 1;
+
+    for (pos = 0; pos < s->size; pos += len) {
+        len = s->size - pos;
+
+        if (len > REFERRAL_WRITER_WINDOW) {
+            len = REFERRAL_WRITER_WINDOW;
+        }
+
+        if (madvise(s->map + pos, len, MADV_POPULATE_WRITE) == -1) {
+            return;
+        }
+    }
 }
 
 

@@ -38,7 +38,6 @@
 
 
 #define REFERRAL_WRITER_WINDOW    (256 * 1024)   /* populated at a time */
-#define REFERRAL_WRITER_AHEAD     (512 * 1024)   /* populated at least */
 
 #define REFERRAL_WRITER_BUSY      10       /* ms between ticks under load */
 #define REFERRAL_WRITER_NEAR      50       /* ms, something is unfinished */
@@ -76,6 +75,7 @@ struct referral_writer_segment_s {
 
     /* for the helper alone */
 
+    unsigned                    populated:1;
     unsigned                    named:1;
     unsigned                    retired:1;
     unsigned                    synced:1;
@@ -115,7 +115,6 @@ struct referral_writer_s {
 
     referral_writer_segment_t  *current;
     size_t                      pos;
-    size_t                      populated;
     size_t                      reserved;  /* payload bytes, 0: none */
     uint64_t                    number;    /* of the last record */
     uint64_t                    ticked;    /* number at the last tick */

@@ -383,7 +383,7 @@ ngx_http_referral_journal_open(ngx_http_referral_journal_t *j)
                    "referral journal stream %s",
                    referral_writer_stream(j->writer));
 
-    /* populates the first pages before a click needs them */
+    /* wakes the helper, which has pages ready before a click needs them */
 
     ngx_add_timer(&j->tick, 1);
 }

@@ -153,6 +153,19 @@ ngx_http_referral_read_headers(ngx_http_referral_ctx_t *ctx)
             i = 0;
         }
 
+        /* most headers are none of ours, and the first letter tells */
+
+        switch (h[i].lowcase_key[0]) {
+        case 'a':
+        case 'd':
+        case 'p':
+        case 's':
+        case 'x':
+            break;
+        default:
+            continue;
+        }
+
         if (h[i].key.len == sizeof("accept-language") - 1
             && ngx_memcmp(h[i].lowcase_key, "accept-language", 15) == 0)
         {
