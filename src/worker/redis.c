@@ -168,6 +168,7 @@ referral_redis_read(referral_redis_t *r, redisReply **reply)
     uint64_t     deadline;
     redisReply  *answer;
 
+    done = 0;
     *reply = NULL;
     deadline = referral_now() + REFERRAL_REDIS_TIMEOUT;
 
