@@ -560,13 +560,16 @@ subtest 'not ready' => sub {
 subtest 'too many clients' => sub {
 
     my $t = Referral::Test->new();
-    my $redis = $t->redis(args => [ '--maxclients', '2' ]);
+    my $redis = $t->redis(args => [ '--maxclients', '3' ]);
 
     $redis->code('A');
 
-    my $other = IO::Socket::UNIX->new(Peer => $redis->path());
-    print $other "PING\r\n";
-    is(scalar(<$other>), "+PONG\r\n", 'the server is full');
+    my @others = map { IO::Socket::UNIX->new(Peer => $redis->path()) } 1, 2;
+
+    for my $other (@others) {
+        print $other "PING\r\n";
+        is(scalar(<$other>), "+PONG\r\n", 'the server gets full');
+    }
 
     $t->nginx(server => $server);
 
@@ -574,7 +577,7 @@ subtest 'too many clients' => sub {
                  'says so');
     is($t->get('/r/A')->status, 503, 'unverified');
 
-    close($other);
+    close($_) for @others;
 
     ok($t->wait_for(sub { $t->get('/r/A')->status == 302 }, 10), 'later');
 

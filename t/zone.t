@@ -360,6 +360,7 @@ subtest 'counters' => sub {
     my $hit = 'referral_zone_lookups_total{result="hit"}';
     my $miss = 'referral_zone_lookups_total{result="miss"}';
 
+    $t->wait_for(sub { $count->('referral_zone_covered') }, 10);
     $t->get('/r/ONE') for 1 .. 11;
 
     is($count->($hit), 10, 'hits');

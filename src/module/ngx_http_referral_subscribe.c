@@ -37,6 +37,10 @@
 
 #define NGX_HTTP_REFERRAL_SUBSCRIBE_WATCH    25    /* ms */
 
+/* the longest that reads are held back for a subscription at the start */
+
+#define NGX_HTTP_REFERRAL_SUBSCRIBE_START    50    /* ms */
+
 /* the others, for one of them has to take its place */
 
 #define NGX_HTTP_REFERRAL_SUBSCRIBE_TICK     250   /* ms */
@@ -138,7 +142,7 @@ ngx_http_referral_subscribe_init_process(ngx_cycle_t *cycle,
 
     sub->starting = !ngx_http_referral_zone_covered(rmcf->zone);
 
-    ngx_add_timer(&sub->tick, NGX_HTTP_REFERRAL_SUBSCRIBE_WATCH);
+    ngx_add_timer(&sub->tick, NGX_HTTP_REFERRAL_SUBSCRIBE_START);
 
     sub->link = ngx_http_referral_redis_create(cycle, rmcf->redis,
                                             &ngx_http_referral_subscribe_use);
