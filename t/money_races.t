@@ -66,7 +66,8 @@ sub program {
     my ($name, $options, $rules) = @_;
 
     my $id = $pg->value("SELECT referral.program_create(1, '$name', 'P',"
-        . " '{\"landing_url\": \"https://example.com/\"}'::jsonb || '$options')");
+        . " '{\"landing_url\": \"https://example.com/\"}'::jsonb"
+        . " || '$options')");
     $pg->rows("SELECT referral.reward_rules_set($id, '$rules')");
     $pg->rows("SELECT referral.program_set_status($id, 'active')");
 
@@ -108,8 +109,10 @@ is_deeply(ends(@r), { ok => 50 }, 'one registration fifty times at once')
     or diag(map { $_->{error} } @r);
 is(scalar(grep { $_->{out} =~ /"outcome": "registered"/ } @r), 1,
    'registers once');
-is(scalar(keys %{{ map { ($_->{out} =~ /"referral_id": (\d+)/)[0] => 1 } @r }}),
-   1, 'and all are told which');
+
+my %told = map { ($_->{out} =~ /"referral_id": (\d+)/)[0] => 1 } @r;
+is(scalar(keys %told), 1, 'and all are told which');
+
 is($pg->value('SELECT count(*) FROM referral.referral'), 1, 'one referral');
 is($pg->value("SELECT uses FROM referral.code WHERE code = 'ANN'"), 1,
    'one use');

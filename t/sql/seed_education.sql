@@ -7,8 +7,8 @@
 --   types student, parent, affiliate, partner      -> "types"
 --   percentage, fixed amount, course credits, discount, merchandise
 --                                                  -> "rewards: ..."
---   duration, eligibility, terms                   -> "early", "ended", "rule:
---                                                     active students", "terms"
+--   duration, eligibility, terms                   -> "early", "ended", "terms",
+--                                               "rule: active students"
 --   tiers, bonus for several, seasonal, per course, referrer and referee
 --                                                  -> "tier", "bonus",
 --                                                     "season", "course"

@@ -38,7 +38,8 @@
 --   e-mail on status changes, real-time updates
 --                             -> outside: hook is the event, "events"
 --   agent assignment by source  -> outside: hook is the view, "routing"
---   JWT, portal, dashboards     -> outside: hook is SET LOCAL referral.referrer
+--   JWT, portal, dashboards     -> outside: hooks are SET LOCAL
+--                                  referral.referrer, and the views
 --   rate limiting               -> the edge, t/limit.t
 --   1000 referrals a day under 500 ms      -> make bench-sql
 --   monitoring                             -> t/worker_metrics.t
@@ -65,8 +66,9 @@ SELECT referral.referrer_apply(:org, 'partner', '{"external_id": "user-1"}',
            AS pat \gset
 SELECT is((SELECT status FROM referral.referrers WHERE id = :pat), 'applied',
           'a partner applies');
-SELECT throws_ok(format('SELECT referral.referrer_apply(%s, ''partner'', ''{}'',
-                     ''{"email": "PAT@brokers.example"}'')', :org), 'RF018',
+SELECT throws_ok(format('SELECT referral.referrer_apply(%s, ''partner'',
+                     ''{}'', ''{"email": "PAT@brokers.example"}'')', :org),
+                 'RF018',
                  NULL, 'e-mail is unique');
 SELECT referral.program_set_status(:program, 'active') \g /dev/null
 SELECT referral.referrer_approve(:pat, jsonb_build_object('program',
