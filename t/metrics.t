@@ -21,13 +21,18 @@ my $t = Referral::Test->new();
 my $redis = $t->redis();
 my $future = time() + 86400;
 
-$redis->code('OK', url => 'https://example.com/');
-$redis->code('OTHER', url => 'https://example.com/other');
-$redis->code('OFF', url => 'https://example.com/', state => 'inactive');
-$redis->code('DONE', url => 'https://example.com/', state => 'exhausted');
-$redis->code('EARLY', url => 'https://example.com/',
-             not_before => int($future));
-$redis->code('LATE', url => 'https://example.com/', expires => 1);
+sub codes {
+    $redis->code('OK', url => 'https://example.com/');
+    $redis->code('OTHER', url => 'https://example.com/other');
+    $redis->code('OFF', url => 'https://example.com/', state => 'inactive');
+    $redis->code('DONE', url => 'https://example.com/', state => 'exhausted');
+    $redis->code('EARLY', url => 'https://example.com/',
+                 not_before => int($future));
+    $redis->code('LATE', url => 'https://example.com/', expires => 1);
+}
+
+
+codes();
 
 my $place = { country => { iso_code => 'PT' } };
 
@@ -319,12 +324,62 @@ ok($t->wait_for(sub { !metrics()->{redis_connected_workers} }, 10),
 ok($t->wait_for(sub { metrics()->{redis_connect_failures_total}
                       > $before->{redis_connect_failures_total} }, 10),
    'which was tried');
+ok($t->wait_for(sub { !metrics()->{redis_subscribed_workers} }, 10),
+   'not subscribed');
+$moved = moved(sub { ask('/r/OK') });
+is($moved->{'zone_lookups_total{result="stale"}'}, 1,
+   'an entry that may be stale');
+is($moved->{'requests_total{verdict="valid",via="redirect"}'}, 1,
+   'is answered with');
+
 $before = metrics();
 $redis->start();
-ok($t->wait_for(sub { metrics()->{redis_connected_workers} }, 20),
+codes();
+ok($t->wait_for(sub { metrics()->{redis_connected_workers}
+                      && metrics()->{redis_subscribed_workers} }, 20),
    'connected again');
-is(metrics()->{redis_connects_total} - $before->{redis_connects_total}, 1,
-   'one connection was made');
+cmp_ok(metrics()->{redis_connects_total} - $before->{redis_connects_total},
+       '>=', 2, 'two connections were made, some may have come too early');
+is(metrics()->{redis_subscriptions_total}
+   - $before->{redis_subscriptions_total}, 1, 'and one subscription');
+
+$moved = moved(sub { ask('/r/OTHER') });
+is($moved->{'zone_lookups_total{result="unsure"}'}, 1,
+   'what may have changed meanwhile is read again');
+
+
+# what Redis announces
+
+sub announced {
+    my ($name, $message) = @_;
+
+    return moved(sub {
+        my $before = metrics()->{$name};
+        $redis->cmd('PUBLISH', 'referral:invalidate', $message);
+        $t->wait_for(sub { metrics()->{$name} > $before }, 5);
+    });
+}
+
+
+is(announced('redis_invalidations_total', 'OTHER 5')
+   ->{redis_invalidations_total}, 1, 'a code that changed');
+is(moved(sub { ask('/r/OTHER') })->{'zone_lookups_total{result="miss"}'}, 1,
+   'is forgotten');
+
+announced('redis_invalidations_total', 'OLDER 9');
+$redis->code('OLDER', url => 'https://example.com/', version => 3);
+cmp_ok(moved(sub { ask('/r/OLDER') })->{'zone_refused_total{reason="older"}'},
+       '>=', 1, 'an answer older than what was announced is not kept');
+
+is(announced('redis_off_reads_total', 'off')->{redis_off_reads_total}, 1,
+   'what is switched off was read');
+
+$redis->cmd('HSET', 'referral:publisher', 'ready', 0, 'generation', 1);
+$moved = moved(sub { ask('/r/ABSENT') });
+is($moved->{redis_not_ready_total}, 1, 'Redis that is being filled');
+is($moved->{'requests_total{verdict="unverified",via="redirect"}'}, 1,
+   'knows nothing for sure');
+$redis->cmd('HSET', 'referral:publisher', 'ready', 1, 'generation', 1);
 
 
 # more than may wait

@@ -10,6 +10,7 @@ package flush;
 use strict;
 use warnings;
 
+use File::Path qw(remove_tree);
 use Time::HiRes qw(sleep time);
 
 
@@ -113,6 +114,7 @@ sub one {
         'COMMIT');
 
     unlink($file);
+    remove_tree($journal);
 
     $b->{result}{flush}{$kind} = {
         rows => $rows, rows_s => $rows / $took, copy_rows_s => $rows / $copy,
