@@ -145,7 +145,7 @@ SELECT is((SELECT string_agg(type, ' ' ORDER BY seq)
                FROM referral.interaction WHERE code = :'code'),
           'click click email_sent sms_sent', 'tracking: interactions');
 SELECT is((SELECT clicks FROM referral.seed_telehealth_referral
-               WHERE id = :fred), 2::numeric, 'tracking: clicks');
+               WHERE id = :fred), 2::bigint, 'tracking: clicks');
 SELECT id AS click FROM referral.interaction
     WHERE code = :'code' AND type = 'click' ORDER BY seq DESC LIMIT 1 \gset
 
@@ -176,7 +176,7 @@ SELECT results_eq(format('SELECT status, used_on_order_id
 SELECT referral.conversion_record(:org, '{"order_ref": "consultation-1",
            "external_id": "patient-2", "kind": "consultation",
            "amount": 6400, "discount": 1600}') \g /dev/null
-SELECT results_eq(format('SELECT status, first_order_id,
+SELECT results_eq(format('SELECT status, first_consultation_id,
                                  referrer_reward_status,
                                  referrer_reward_amount
                               FROM referral.seed_telehealth_referral
