@@ -302,16 +302,23 @@ $_->response('GET') for @hold;
 is(metrics()->{redis_waiting_requests}, 0, 'nobody waits');
 $before = metrics();
 
-# many at once: after a second without any answer the link is closed instead
+# many at once: after a second without any answer the link is closed instead,
+# which may happen first where the machine is busy
 
-$redis->resume();
-$t->wait_for(sub { metrics()->{redis_connected_workers} }, 10);
-ask('/r/BACK' . rand());
-$redis->pause();
-$t->parallel(map { { path => "/r/OPEN$_", headers =>
-                     { 'X-Real-IP' => "198.51.$_.1" } } } 1 .. 30);
+for my $try (1 .. 10) {
+    $redis->resume();
+    $t->wait_for(sub { metrics()->{redis_connected_workers} }, 10);
+    ask('/r/BACK' . rand());
+    $redis->pause();
+    $moved = moved(sub {
+        $t->parallel(map { { path => "/r/OPEN$try-$_", headers =>
+                             { 'X-Real-IP' => "198.$try.$_.1" } } } 1 .. 30);
+    });
+    last if metrics()->{redis_circuit_open_workers};
+}
+
 is(metrics()->{redis_circuit_open_workers}, 1, 'the circuit is open');
-is(metrics()->{redis_circuit_opened_total}, 1, 'and was opened once');
+is($moved->{redis_circuit_opened_total}, 1, 'and was opened once');
 
 $redis->resume();
 ok($t->wait_for(sub { !metrics()->{redis_circuit_open_workers} }, 10),
@@ -396,24 +403,21 @@ is(metrics()->{waiters_refused_total} - $before->{waiters_refused_total}, 1,
 $redis->resume();
 
 
-# noise, beyond its budget of 2000 and 200 a second
+# noise, beyond its budget of 2000 and 200 a second: each request is recorded
+# or counted as dropped
 
-$t->run('h2load', '-n', 2600, '-c', 4, '-m', 64,
-        'http://127.0.0.1:' . $t->port('h2') . '/r/a%20b');
-
-$moved = undef;
-
-for (1 .. 50) {
-    $moved = moved(sub { ask('/r/a%20b') });
-    last if $moved->{'dropped_total{reason="noise"}'};
-    $t->run('h2load', '-n', 200, '-c', 4, '-m', 50,
+$moved = moved(sub {
+    $t->run('h2load', '-n', 4000, '-c', 4, '-m', 64,
             'http://127.0.0.1:' . $t->port('h2') . '/r/a%20b');
-}
+});
 
-is($moved->{'dropped_total{reason="noise"}'}, 1, 'noise is dropped');
-ok(!exists $moved->{journal_records_total}, 'and not recorded');
-is($moved->{'requests_total{verdict="malformed",via="redirect"}'}, 1,
-   'but counted');
+my $dropped = $moved->{'dropped_total{reason="noise"}'} // 0;
+
+cmp_ok($dropped, '>', 0, 'noise is dropped');
+is($moved->{'requests_total{verdict="malformed",via="redirect"}'}, 4000,
+   'and counted as requests');
+is($moved->{journal_records_total} + $dropped, 4000,
+   'what is not recorded is counted as dropped');
 $t->allow(qr/codes that are not valid/);
 
 
@@ -431,12 +435,9 @@ $t->reload();
 ok($t->wait_for(sub { metrics()->{redis_connected_workers} }, 5),
    'connected after a reload');
 ask('/r/OK');
-like_moved(sub { ask('/r/OK', Cookie => "_ref=$cookie") },
-           { request('valid', 'redirect'), @record, @hit, $token{rotated} => 1,
-             map { $_ => 1 } grep { /^geo_lookups/ }
-             keys %{ moved(sub { ask('/r/OK') }) } }, 'an older key');
-
-
+$moved = moved(sub { ask('/r/OK', Cookie => "_ref=$cookie") });
+is($moved->{ $token{rotated} }, 1, 'an older key');
+ok(!exists $moved->{ $token{verified} }, 'is not the one that signs');
 
 
 # both formats
