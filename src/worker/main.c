@@ -132,7 +132,10 @@ main(int argc, char **argv)
     }
 
     if (referral_worker_start(&w) != REFERRAL_OK) {
-        return 1;
+
+        /* threads may be there already, which exit() would pull apart */
+
+        _exit(1);
     }
 
     referral_worker_run(&w);
@@ -231,15 +234,13 @@ referral_worker_start(referral_worker_t *w)
         return REFERRAL_ERROR;
     }
 
-    if (referral_worker_threads(w) != REFERRAL_OK
-        || referral_listen_start(&w->listen, w->settings.listen)
-           != REFERRAL_OK)
-    {
-        return REFERRAL_ERROR;
-    }
+    /* what is likely to fail is first */
 
-    if (w->settings.listen[0] != '\0'
-        && referral_lag_start(&w->lag, w->settings.journal) != REFERRAL_OK)
+    if (referral_listen_start(&w->listen, w->settings.listen) != REFERRAL_OK
+        || (w->settings.listen[0] != '\0'
+            && referral_lag_start(&w->lag, w->settings.journal)
+               != REFERRAL_OK)
+        || referral_worker_threads(w) != REFERRAL_OK)
     {
         return REFERRAL_ERROR;
     }

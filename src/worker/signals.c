@@ -76,7 +76,7 @@ referral_signals_handler(int signo)
         _exit(0);
 
     } else {
-        referral_quit = 1;
+        __atomic_store_n(&referral_quit, 1, __ATOMIC_RELAXED);
     }
 
     rc = write(referral_signals_pipe[1], "", 1);

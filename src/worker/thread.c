@@ -139,7 +139,7 @@ referral_stopping(void)
 
     /* not only when it is asked: the main thread may be in a long batch */
 
-    return referral_quit
+    return __atomic_load_n(&referral_quit, __ATOMIC_RELAXED)
            || __atomic_load_n(&referral_thread_current->stopping,
                               __ATOMIC_ACQUIRE);
 }
