@@ -138,6 +138,11 @@ Called again without a name, it returns the same one.
     $w->stop ->start ->restart ->kill9 ->pause ->resume ->hup ->output
     ->configure(all settings) ->notified(qr/READY=1/)
 
+=head2 Receiver of webhooks
+
+    Referral::Test::Receiver->new(dir => $t->dir, port => $t->port('receiver'))
+    ->url('/500') ->set_mode('/500') ->got ->forget ->stop ->start
+
 =head2 Geo databases
 
     $t->mmdb('city.mmdb', { '192.0.2.0/24' => {...} }, ip_version =>, type =>)
