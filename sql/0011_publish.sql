@@ -478,6 +478,7 @@ AS $$
 DECLARE
     few       CONSTANT int := 200;      -- codes of a scope: written at once
     most      CONSTANT int := 2000;     -- marks
+    part      CONSTANT int := greatest(slice / 4, 1);
     was       referral.publication_batch;
     now_seen  pg_snapshot;
     behind    jsonb;
@@ -534,7 +535,9 @@ BEGIN
                                    'after', 0);
     END IF;
 
-    -- the first of what is behind: marks, everything, then scopes in turn
+    -- the first of what is behind: marks, everything, then scopes in turn, a
+    -- quarter of a slice of these: subscribers hear of each code, and single
+    -- changes wait for no more than that
 
     SELECT e.value, e.ordinality - 1 INTO entry, place
         FROM jsonb_array_elements(behind) WITH ORDINALITY e
@@ -590,7 +593,7 @@ BEGIN
                           WHERE k.program_id = (entry ->> 'id')::bigint
                                 AND k.id > (entry ->> 'after')::bigint
                           ORDER BY k.id
-                          LIMIT slice) c;
+                          LIMIT part) c;
 
         ELSE
             SELECT array_agg(c.code), array_agg(c.id)
@@ -599,13 +602,15 @@ BEGIN
                           WHERE k.referrer_id = (entry ->> 'id')::bigint
                                 AND k.id > (entry ->> 'after')::bigint
                           ORDER BY k.id
-                          LIMIT slice) c;
+                          LIMIT part) c;
         END IF;
 
         work := true;
         n := coalesce(cardinality(numbers), 0);
 
-        IF n = slice THEN
+        IF n = (CASE entry ->> 'kind' WHEN 'all' THEN slice
+                ELSE part END)
+        THEN
             behind := jsonb_set(behind, ARRAY[place::text, 'after'],
                                  to_jsonb(numbers[n]));
 

@@ -176,27 +176,50 @@ sub run {
              UPDATE referral.referrer SET status = 'active'");
     push @wrong, $p->settle();
 
-    # what a cut subscription hides is a matter of a second
-
-    sleep($evil ? 3 : 0.2);
-
     my %want = map { ("CODE$_" => 404) } 1 .. $n;
     $want{$_->[0]} = $_->[1] eq 'active' ? 302 : 410
         for $p->sql('SELECT code, state FROM referral.code_published');
 
-    my %state;
+    # a subscription that was cut often comes back later, and till then what
+    # is known is answered: here that is waited for, not longer than it may be
+
+    my %state = (port => $port);
+    my $settled = time() + 15;
+
+    sleep(0.2);
+
+    if ($evil) {
+        my @off = grep { $want{$_} != 302 } sort keys %want;
+        my @on = grep { $want{$_} == 302 } sort keys %want;
+
+        for my $code (@off, @on) {
+            sleep(0.05) while ask(\%state, $code) != $want{$code}
+                              && time() < $settled;
+        }
+    }
 
     for my $turn (1, 2) {
 
-        # a new connection may be the other worker's
+        # a new connection may be the other worker's; what was wrong in the
+        # first turn is told apart from what stays wrong
 
         %state = (port => $port);
 
         for my $code (sort keys %want) {
             my $got = ask(\%state, $code);
-            push @wrong, "$code is answered $got, not $want{$code}"
+            push @wrong, "$code is answered $got, not $want{$code}, in turn"
+                         . " $turn"
                 if $got != $want{$code};
         }
+    }
+
+    if (@wrong) {
+        push @wrong, 'referral:off has '
+                     . join(' ', @{ $p->redis()->cmd('SMEMBERS',
+                                                     'referral:off') })
+                     . ', pending is '
+                     . $p->value('SELECT pending FROM referral.publications
+                                      ORDER BY generation DESC LIMIT 1');
     }
 
     kill('TERM', @pids);
@@ -213,7 +236,7 @@ sub run {
 
     push @wrong, $p->close();
 
-    return @wrong > 12 ? (@wrong[0 .. 11], '... ' . @wrong) : @wrong;
+    return @wrong > 12 ? (@wrong[0 .. 5, -6 .. -1], '... ' . @wrong) : @wrong;
 }
 
 
