@@ -8,9 +8,12 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 #include <cmocka.h>
 
+#include "referral_redis_reply.h"
 #include "referral_redis_url.h"
 
 
@@ -296,6 +299,79 @@ redis_url_lengths(void **state)
 }
 
 
+static void
+redis_url_password(void **state)
+{
+    int                    fd;
+    char                   error[REFERRAL_ERROR_LEN], name[] = "/tmp/pwXXXXXX";
+    char                   full[300];
+    size_t                 i;
+    referral_redis_url_t   u;
+
+    static const struct {
+        const char        *text;
+        const char        *password;       /* NULL: refused */
+    } files[] = {
+        { "geheim\n", "geheim" },
+        { "geheim", "geheim" },
+        { "ge heim\r\nmore\n", "ge heim" },
+        { "", NULL },
+        { "\n", NULL },
+        { "\ngeheim\n", NULL }
+    };
+
+    memset(&u, 0, sizeof(u));
+
+    fd = mkstemp(name);
+    assert_true(fd >= 0);
+
+    for (i = 0; i < sizeof(files) / sizeof(files[0]); i++) {
+        assert_int_equal(ftruncate(fd, 0), 0);
+        assert_true(pwrite(fd, files[i].text, strlen(files[i].text), 0)
+                    == (ssize_t) strlen(files[i].text));
+
+        if (files[i].password == NULL) {
+            assert_int_equal(referral_redis_url_password(&u, name, error),
+                             REFERRAL_ERROR);
+            assert_non_null(strstr(error, name));
+            continue;
+        }
+
+        assert_int_equal(referral_redis_url_password(&u, name, error),
+                         REFERRAL_OK);
+        assert_string_equal(u.password, files[i].password);
+    }
+
+    /* a secret that does not fit is not cut */
+
+    memset(full, 'x', sizeof(full));
+    assert_true(pwrite(fd, full, sizeof(full), 0) == sizeof(full));
+    assert_int_equal(referral_redis_url_password(&u, name, error),
+                     REFERRAL_ERROR);
+    assert_null(strstr(error, "xxx"));
+
+    close(fd);
+    unlink(name);
+
+    assert_int_equal(referral_redis_url_password(&u, name, error),
+                     REFERRAL_ERROR);
+}
+
+
+static void
+redis_reply_advice(void **state)
+{
+    assert_non_null(strstr(referral_redis_advice("NOAUTH Authentication"
+                                                 " required."), "password"));
+    assert_non_null(strstr(referral_redis_advice("READONLY You can't write"),
+                           "master"));
+    assert_non_null(strstr(referral_redis_advice("OOM command not allowed"),
+                           "maxmemory"));
+    assert_null(referral_redis_advice("ERR unknown command"));
+    assert_null(referral_redis_advice(""));
+}
+
+
 int
 main(void)
 {
@@ -305,7 +381,9 @@ main(void)
         cmocka_unit_test(redis_url_sockets),
         cmocka_unit_test(redis_url_refused),
         cmocka_unit_test(redis_url_keeps_secrets),
-        cmocka_unit_test(redis_url_lengths)
+        cmocka_unit_test(redis_url_lengths),
+        cmocka_unit_test(redis_url_password),
+        cmocka_unit_test(redis_reply_advice)
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
