@@ -509,7 +509,69 @@ CREATE TYPE referral.posting AS (
 );
 
 
--- Makes a transfer and returns its id: the one way into the ledger.  The same
+-- The entries of transfers of a kind: transfers[i] is that of postings[i].
+-- The accounts are locked.
+
+CREATE FUNCTION referral.entries_write(transfers bigint[],
+                                       postings referral.posting[],
+                                       kind text) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    short  record;
+BEGIN
+    WITH made AS (
+        INSERT INTO referral.entry AS e (account_id, seq, transfer_id, n, of,
+                                         reward_id, amount, balance)
+            SELECT p.account_id,
+                   coalesce(last.seq, 0) + row_number() OVER account,
+                   t.id, row_number() OVER transfer,
+                   count(*) OVER (PARTITION BY t.id),
+                   p.reward_id, p.amount,
+                   referral.round_money(coalesce(last.balance, 0)
+                                        + sum(p.amount) OVER account)
+                FROM unnest(postings) WITH ORDINALITY
+                         p (account_id, amount, reward_id, n)
+                     JOIN unnest(transfers) WITH ORDINALITY t (id, n)
+                         ON t.n = p.n
+                     LEFT JOIN LATERAL (SELECT l.seq, l.balance
+                                            FROM referral.entry l
+                                            WHERE l.account_id = p.account_id
+                                            ORDER BY l.seq DESC
+                                            LIMIT 1) last ON true
+                WINDOW account AS (PARTITION BY p.account_id ORDER BY p.n
+                                   ROWS UNBOUNDED PRECEDING),
+                       transfer AS (PARTITION BY t.id ORDER BY p.n)
+            RETURNING e.account_id, e.seq, e.amount, e.balance
+    )
+    SELECT a.id, a.kind, a.unit, sum(m.amount)::bigint AS moved,
+           (array_agg(m.balance ORDER BY m.seq DESC))[1] AS balance
+        INTO short
+        FROM made m
+             JOIN referral.account a ON a.id = m.account_id
+        WHERE a.owed
+              AND NOT (entries_write.kind = 'clawback'
+                       AND a.kind IN ('payable', 'credit', 'discount'))
+        GROUP BY a.id, a.kind, a.unit
+        HAVING sum(m.amount) < 0
+               AND (array_agg(m.balance ORDER BY m.seq DESC))[1] < 0
+        LIMIT 1;
+
+    IF FOUND THEN
+        RAISE EXCEPTION 'account % (%) has %, not %', short.id, short.kind,
+                referral.money_text(short.balance - short.moved, short.unit),
+                referral.money_text(-short.moved, short.unit)
+            USING ERRCODE = 'RF066';
+    END IF;
+END
+$$;
+
+REVOKE ALL ON FUNCTION referral.entries_write(bigint[], referral.posting[],
+                                              text) FROM PUBLIC;
+
+
+-- Makes a transfer and returns its id.  The same
 -- key with the same entries is the same transfer, with others it is RF065.
 -- An account that is owed does not go below zero by what is taken from it
 -- (RF066), but for clawbacks out of payable, credit and discount.
@@ -530,7 +592,6 @@ AS $$
 DECLARE
     id        bigint;
     old_kind  text;
-    short     record;
 BEGIN
     PERFORM referral.account_lock((SELECT array_agg(p.account_id)
                                        FROM unnest(postings) p));
@@ -573,44 +634,8 @@ BEGIN
         RETURN id;
     END IF;
 
-    WITH made AS (
-        INSERT INTO referral.entry AS e (account_id, seq, transfer_id, n, of,
-                                         reward_id, amount, balance)
-            SELECT p.account_id,
-                   coalesce(last.seq, 0) + row_number() OVER account,
-                   id, p.n, cardinality(postings), p.reward_id, p.amount,
-                   referral.round_money(coalesce(last.balance, 0)
-                                        + sum(p.amount) OVER account)
-                FROM unnest(postings) WITH ORDINALITY
-                         p (account_id, amount, reward_id, n)
-                     LEFT JOIN LATERAL (SELECT t.seq, t.balance
-                                            FROM referral.entry t
-                                            WHERE t.account_id = p.account_id
-                                            ORDER BY t.seq DESC
-                                            LIMIT 1) last ON true
-                WINDOW account AS (PARTITION BY p.account_id ORDER BY p.n
-                                   ROWS UNBOUNDED PRECEDING)
-            RETURNING e.account_id, e.seq, e.amount, e.balance
-    )
-    SELECT a.id, a.kind, a.unit, sum(m.amount)::bigint AS moved,
-           (array_agg(m.balance ORDER BY m.seq DESC))[1] AS balance
-        INTO short
-        FROM made m
-             JOIN referral.account a ON a.id = m.account_id
-        WHERE a.owed
-              AND NOT (transfer_post.kind = 'clawback'
-                       AND a.kind IN ('payable', 'credit', 'discount'))
-        GROUP BY a.id, a.kind, a.unit
-        HAVING sum(m.amount) < 0
-               AND (array_agg(m.balance ORDER BY m.seq DESC))[1] < 0
-        LIMIT 1;
-
-    IF FOUND THEN
-        RAISE EXCEPTION 'account % (%) has %, not %', short.id, short.kind,
-                referral.money_text(short.balance - short.moved, short.unit),
-                referral.money_text(-short.moved, short.unit)
-            USING ERRCODE = 'RF066';
-    END IF;
+    PERFORM referral.entries_write(array_fill(id,
+                ARRAY[coalesce(cardinality(postings), 0)]), postings, kind);
 
     RETURN id;
 END

@@ -887,8 +887,9 @@ DECLARE
     u         referral.reward_rule;
     w         referral.reward;
     planned   referral.reward[] := '{}';
-    expenses  bigint[] := '{}';
     accounts  bigint[] := '{}';
+    moves     bigint[] := '{}';
+    postings  referral.posting[] := '{}';
     parts     bigint[];
     sharers   bigint[];
     weights   bigint[];
@@ -1135,14 +1136,19 @@ BEGIN
             IF w.status <> 'approved' THEN
                 w.pending_id := referral.account_get(r.organisation_id,
                     'pending', w.unit, w.referrer_id, w.person_id, r.id);
-                accounts := accounts || w.pending_id;
             END IF;
 
             w.account_id := referral.account_get(r.organisation_id,
                 referral.reward_account_kind(u.kind), w.unit, w.referrer_id,
                 w.person_id, r.id);
-            expenses := expenses || referral.account_get(r.organisation_id,
-                'expense', w.unit, w.referrer_id, w.person_id, r.id);
+            moves := moves || nextval('referral.transfer_id_seq');
+            postings := postings
+                || ROW(referral.account_get(r.organisation_id, 'expense',
+                           w.unit, w.referrer_id, w.person_id, r.id),
+                       -w.amount, w.id)::referral.posting
+                || ROW(coalesce(w.pending_id, w.account_id), w.amount,
+                       w.id)::referral.posting;
+            accounts := accounts || w.account_id;
             planned := planned || w;
         END LOOP;
     END LOOP;
@@ -1151,20 +1157,25 @@ BEGIN
         RETURN jsonb_build_object('rewards', given, 'skipped', skipped);
     END IF;
 
-    PERFORM referral.account_lock(accounts || expenses
-        || (SELECT array_agg(t.account_id) FROM unnest(planned) t));
+    -- all of it in one go, as this is what every conversion does
 
+    PERFORM referral.account_lock(accounts
+        || (SELECT array_agg(t.account_id) FROM unnest(postings) t));
     INSERT INTO referral.reward OVERRIDING SYSTEM VALUE
         SELECT * FROM unnest(planned);
+    INSERT INTO referral.transfer (id, organisation_id, kind, idempotency_key,
+                                   entries, referral_id, reward_id)
+        OVERRIDING SYSTEM VALUE
+        SELECT moves[i], r.organisation_id, 'reward',
+               'reward:' || (planned[i]).id, 2, r.id, (planned[i]).id
+            FROM generate_subscripts(planned, 1) i;
+    PERFORM referral.entries_write((SELECT array_agg(m ORDER BY i, side)
+                                        FROM unnest(moves) WITH ORDINALITY
+                                                 t (m, i),
+                                             generate_series(1, 2) side),
+                                   postings, 'reward');
 
-    FOR i IN 1 .. cardinality(planned) LOOP
-        w := planned[i];
-        PERFORM referral.transfer_post(w.organisation_id, 'reward',
-            'reward:' || w.id,
-            ARRAY[ROW(expenses[i], -w.amount, w.id),
-                  ROW(coalesce(w.pending_id, w.account_id), w.amount,
-                      w.id)]::referral.posting[],
-            r.id, w.id);
+    FOREACH w IN ARRAY planned LOOP
         PERFORM referral.reward_emit(w, 'earned');
 
         IF w.status = 'approved' THEN
