@@ -16,11 +16,12 @@
 #include <unistd.h>
 
 
-#define CTL_PUBLISH_WAIT   30000           /* ms */
+#define CTL_PUBLISH_WAIT   30000           /* ms without a publisher */
+#define CTL_PUBLISH_LONG   600000          /* ms with one */
 #define CTL_PUBLISH_EVERY  50              /* ms between two looks */
 
 
-static int ctl_publish_wait(PGconn *pg, const char *request, int full,
+static int ctl_publish_wait(PGconn *pg, const char *request,
     PGresult **answers);
 static int ctl_publish_left(const PGresult *answers);
 static void ctl_publish_print(const PGresult *answers, int json);
@@ -57,7 +58,7 @@ ctl_publish(ctl_options_t *o)
                          params);
 
     if (asked != NULL) {
-        rc = ctl_publish_wait(pg, PQgetvalue(asked, 0, 0), o->full, &answers);
+        rc = ctl_publish_wait(pg, PQgetvalue(asked, 0, 0), &answers);
     }
 
     if (rc == CTL_DONE) {
@@ -72,21 +73,18 @@ ctl_publish(ctl_options_t *o)
 }
 
 
-/*
- * A full publish takes as long as it does, while its publisher is seen; what
- * has changed is expected in Redis soon.
- */
+/* many codes take as long as they do, while their publisher is seen */
 
 static int
-ctl_publish_wait(PGconn *pg, const char *request, int full,
-    PGresult **answers)
+ctl_publish_wait(PGconn *pg, const char *request, PGresult **answers)
 {
     int              rc;
-    uint64_t         seen;
+    uint64_t         seen, began;
     ctl_progress_t   progress;
 
     ctl_progress_begin(&progress, "codes");
-    seen = ctl_time_now();
+    began = ctl_time_now();
+    seen = began;
 
     for ( ;; ) {
 
@@ -106,9 +104,7 @@ ctl_publish_wait(PGconn *pg, const char *request, int full,
                 return CTL_DONE;
             }
 
-            if (full) {
-                seen = ctl_time_now();
-            }
+            seen = ctl_time_now();
         }
 
         if (ctl_progress_interrupted()) {
@@ -116,7 +112,9 @@ ctl_publish_wait(PGconn *pg, const char *request, int full,
             return CTL_FOUND;
         }
 
-        if (ctl_time_now() - seen > CTL_PUBLISH_WAIT) {
+        if (ctl_time_now() - seen > CTL_PUBLISH_WAIT
+            || ctl_time_now() - began > CTL_PUBLISH_LONG)
+        {
             break;
         }
 
@@ -128,7 +126,7 @@ ctl_publish_wait(PGconn *pg, const char *request, int full,
                   "\"redis\" was seen for 30 seconds");
 
     } else {
-        ctl_error("the publisher has not finished within 30 seconds; see the "
+        ctl_error("the publisher has not finished within 10 minutes; see the "
                   "log of referral-worker");
     }
 
