@@ -65,6 +65,7 @@ INSERT INTO referral.referral_transition (from_status, to_status, made_by)
            ('registered', 'expired', 'anyone'),
            ('registered', 'superseded', 'attribution'),
            ('registered', 'converted', 'money'),
+           ('expired', 'converted', 'money'),
            ('converted', 'cancelled', 'anyone'),
            ('converted', 'rewarded', 'money'),
            ('converted', 'paid', 'money'),
@@ -1798,7 +1799,11 @@ BEGIN
         RETURN r;
     END IF;
 
-    IF r.status = 'registered' AND r.expires_at <= at THEN
+    -- an order of before the end may be told of after it
+
+    IF r.status IN ('registered', 'expired')
+       AND (r.expires_at <= at OR NOT r.credited)
+    THEN
         RAISE EXCEPTION 'referral % was valid until %', r.id, r.expires_at
             USING ERRCODE = 'RF105',
                   HINT = 'referral_update() changes expires_at.';

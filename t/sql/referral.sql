@@ -599,7 +599,8 @@ SELECT is((SELECT count(*) FROM referral.referral
                WHERE converted_at IS NOT NULL AND status = 'expired'),
           0::bigint, 'none that converted expired');
 SELECT throws_ok($$ SELECT referral.referral_convert(pg_temp.id('o'),
-                        '{"external_id": "u5"}') $$, 'RF091', NULL,
+                        '{"external_id": "u5"}', NULL,
+                        now() + interval '92 days') $$, 'RF105', NULL,
                  'an expired one does not convert');
 SELECT is(referral.referral_register(NULL,
               '{"code": "BEN", "external_id": "u5"}') ->> 'outcome',

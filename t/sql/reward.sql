@@ -618,6 +618,15 @@ SELECT is(pg_temp.buy('VALID', '1', 5) ->> 'sqlstate', 'RF105',
 SELECT is(pg_temp.buy('VALID', '1', 5, jsonb_build_object('occurred_at',
               now() - interval '2 hours')) ->> 'outcome', 'credited',
           'an order before it, told later');
+SELECT referral.referral_expire() \g /dev/null
+SELECT is((SELECT status FROM referral.referral
+               WHERE referee_external_id = 'VALID/2'), 'expired',
+          'housekeeping has found the other');
+SELECT is(pg_temp.buy('VALID', '2', 5) ->> 'sqlstate', 'RF105',
+          'an order after the end of an expired one');
+SELECT is(pg_temp.buy('VALID', '2', 5, jsonb_build_object('occurred_at',
+              now() - interval '2 hours')) ->> 'outcome', 'credited',
+          'and one before it');
 
 -- who refers: suspended, terminated
 
