@@ -262,6 +262,51 @@ ok($t->wait_for(sub { place('192.0.2.200') eq 'XX|Nowhere|64500' }, 8),
    'and picked up when it appears');
 
 
+# a worker knows thousands of networks: each is read once, the oldest goes
+
+my $many = 4000;
+
+sub network { my ($i) = @_; return sprintf('100.%d.%d', $i >> 8, $i & 255) }
+
+$t->mmdb('city.mmdb', { map {
+    (network($_) . '.0/24' => city('PT', "Town$_"),
+     network($_) . '.128/25' => city('ES', "Villa$_"))
+} 0 .. $many / 2 - 1 }, types => \%types);
+
+ok($t->wait_for(sub { place('100.0.1.5') =~ /Town1/ }, 10), 'a new database');
+
+sub reads { return ($t->status() =~ /^referral_geo_reads_total (\d+)$/m)[0] }
+
+sub visit {
+    my $wrong = 0;
+    my $connection;
+
+    for my $i (0 .. $many - 1) {
+
+        # nginx closes one after its thousandth request
+
+        $connection = $t->connect() if $i % 1000 == 0;
+
+        my $n = $i >> 1;
+        my ($ip, $place) = $i & 1 ? (network($n) . '.200', "ES|Villa$n|")
+                                  : (network($n) . '.5', "PT|Town$n|");
+        my $body = $connection->ask('/?ref=GEO', headers =>
+                                    { 'X-Real-IP' => $ip })->body();
+
+        $wrong++ if index($body, $place) != 0;
+    }
+
+    return $wrong;
+}
+
+is(visit(), 0, 'each has its place');
+
+my $reads = reads();
+
+is(visit(), 0, 'and again');
+is(reads() - $reads, 0, 'from the cache alone');
+
+
 # what cannot be configured
 
 sub refused {

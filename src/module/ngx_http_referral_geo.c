@@ -105,6 +105,8 @@ static ngx_http_referral_geo_entry_t *ngx_http_referral_geo_match(
     const ngx_http_referral_geo_key_t *key, uint64_t high, uint64_t low);
 static ngx_http_referral_geo_entry_t *ngx_http_referral_geo_append(
     ngx_http_referral_geo_key_t *key, const referral_ip_t *ip, uint64_t low);
+static void ngx_http_referral_geo_read(ngx_http_referral_geo_new_t *new,
+    const referral_ip_t *ip);
 static void ngx_http_referral_geo_lookup(ngx_http_referral_geo_db_t *db,
     ngx_http_referral_geo_new_t *new, const struct sockaddr *sa);
 static ngx_int_t ngx_http_referral_geo_value(ngx_http_referral_geo_db_t *db,
@@ -275,11 +277,6 @@ ngx_http_referral_geo_append(ngx_http_referral_geo_key_t *key,
     const referral_ip_t *ip, uint64_t low)
 {
     uint32_t                        n, lines;
-    ngx_uint_t                      i;
-    struct sockaddr_in              sin;
-    struct sockaddr_in6             sin6;
-    const struct sockaddr          *sa;
-    ngx_http_referral_geo_db_t     *db;
     ngx_http_referral_geo_new_t     new;
     ngx_http_referral_geo_entry_t  *e;
     ngx_http_referral_geo_state_t  *state;
@@ -288,32 +285,7 @@ ngx_http_referral_geo_append(ngx_http_referral_geo_key_t *key,
 
     ngx_http_referral_count(geo_reads);
 
-    ngx_memzero(&new, sizeof(ngx_http_referral_geo_new_t));
-
-    if (ip->len == 4) {
-        ngx_memzero(&sin, sizeof(struct sockaddr_in));
-        sin.sin_family = AF_INET;
-        ngx_memcpy(&sin.sin_addr, ip->bytes, 4);
-        sa = (const struct sockaddr *) &sin;
-
-    } else {
-        ngx_memzero(&sin6, sizeof(struct sockaddr_in6));
-        sin6.sin6_family = AF_INET6;
-        ngx_memcpy(&sin6.sin6_addr, ip->bytes, 16);
-        sa = (const struct sockaddr *) &sin6;
-    }
-
-    db = state->conf->dbs.elts;
-
-    for (i = 0; i < state->conf->dbs.nelts; i++) {
-
-        if (db[i].open) {
-            ngx_http_referral_geo_lookup(&db[i], &new, sa);
-
-        } else {
-            new.error = 1;
-        }
-    }
+    ngx_http_referral_geo_read(&new, ip);
 
     /* an entry lies in one piece: what does not fit at the end stays empty */
 
@@ -348,6 +320,45 @@ ngx_http_referral_geo_append(ngx_http_referral_geo_key_t *key,
                    / NGX_HTTP_REFERRAL_GEO_LINE;
 
     return e;
+}
+
+
+static void
+ngx_http_referral_geo_read(ngx_http_referral_geo_new_t *new,
+    const referral_ip_t *ip)
+{
+    ngx_uint_t                   i;
+    struct sockaddr_in           sin;
+    struct sockaddr_in6          sin6;
+    const struct sockaddr       *sa;
+    ngx_http_referral_geo_db_t  *db;
+
+    ngx_memzero(new, sizeof(ngx_http_referral_geo_new_t));
+
+    if (ip->len == 4) {
+        ngx_memzero(&sin, sizeof(struct sockaddr_in));
+        sin.sin_family = AF_INET;
+        ngx_memcpy(&sin.sin_addr, ip->bytes, 4);
+        sa = (const struct sockaddr *) &sin;
+
+    } else {
+        ngx_memzero(&sin6, sizeof(struct sockaddr_in6));
+        sin6.sin6_family = AF_INET6;
+        ngx_memcpy(&sin6.sin6_addr, ip->bytes, 16);
+        sa = (const struct sockaddr *) &sin6;
+    }
+
+    db = ngx_http_referral_geo_state.conf->dbs.elts;
+
+    for (i = 0; i < ngx_http_referral_geo_state.conf->dbs.nelts; i++) {
+
+        if (db[i].open) {
+            ngx_http_referral_geo_lookup(&db[i], new, sa);
+
+        } else {
+            new->error = 1;
+        }
+    }
 }
 
 
