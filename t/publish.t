@@ -118,7 +118,8 @@ sub session {
 
 my $late = session();
 print $late "BEGIN; UPDATE referral.code SET campaign = 'late'"
-            . " WHERE code = 'CODE4'; SELECT pg_notify('referral_publish', '');"
+            . " WHERE code = 'CODE4';"
+            . " SELECT pg_notify('referral_publish', '');"
             . "\\echo x\n";
 $p->t()->wait_for(sub { $p->value("SELECT count(*) FROM pg_stat_activity
                                        WHERE state = 'idle in transaction'
@@ -142,7 +143,8 @@ $p->sql("SET session_replication_role = replica;
              SELECT 'code', id, code FROM referral.code
                  WHERE code = 'CODE6'");
 ok($p->t()->wait_for(sub { (hash_of('CODE6')->{campaign} // '')
-                           eq 'unheard' }, 3), 'a lost notification: a second');
+                           eq 'unheard' }, 3),
+   'a lost notification: a second');
 
 # a program with many codes
 

@@ -61,7 +61,7 @@ typedef struct {
 
     unsigned                    standby:1; /* and said so */
     unsigned                    ready:1;   /* so is Redis, says Postgres */
-    unsigned                    taken:1;   /* by somebody with a higher fence */
+    unsigned                    taken:1;   /* by a higher fence */
     unsigned                    lost:1;    /* Postgres, not Redis */
     unsigned                    fenced:1;  /* guards, both */
     unsigned                    compared:1;

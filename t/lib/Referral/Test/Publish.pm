@@ -267,7 +267,8 @@ sub settle {
     my $done = $self->{t}->wait_for(sub {
         return ($self->value("SELECT bool_or(done)
                                  FROM referral.publish_answers($id)
-                                 WHERE redis_run_id = '$run_id'") // '') eq 't';
+                                 WHERE redis_run_id = '$run_id'") // '')
+               eq 't';
     }, 10);
 
     return ('no publisher answered', $self->differs(@hand)) unless $done;
