@@ -1612,6 +1612,10 @@ BEGIN
         UPDATE referral.referral f
             SET code_id = coalesce((won ->> 'code_id')::bigint, f.code_id),
                 click_id = coalesce((won ->> 'click_id')::uuid, f.click_id),
+                clicked_at = CASE WHEN won ? 'click_id'
+                                  THEN (won ->> 'at')::timestamptz
+                                  ELSE f.clicked_at END,
+                country = coalesce(f.country, won ->> 'country'),
                 touches = f.touches || referral_decide.touches
             WHERE f.id = r.id AND NOT won ? 'referral_id';
         PERFORM referral.referee_identify(r, options ->> 'external_id',
