@@ -24,7 +24,8 @@ CREATE TYPE referral.subject AS (
 );
 
 
--- Everything around these rows of person, and these referrals.
+-- Everything around these rows of person, and these referrals.  Whoever named
+-- the same e-mail address or phone, and knew no id, meant the same person.
 
 CREATE FUNCTION referral.subject_around(organisation bigint,
                                         of_persons bigint[],
@@ -42,7 +43,20 @@ BEGIN
     SELECT coalesce(array_agg(r.id ORDER BY r.id), '{}') INTO s.referrals
         FROM referral.referral r
         WHERE r.organisation_id = organisation
-              AND (r.id = ANY (of_referrals) OR r.person_id = ANY (of_persons));
+              AND r.id IN (
+                  SELECT unnest(of_referrals)
+                  UNION
+                  SELECT t.id FROM referral.referral t
+                      WHERE t.person_id = ANY (of_persons)
+                  UNION
+                  SELECT t.id
+                      FROM referral.referee_identity known
+                           JOIN referral.referee_identity same
+                               ON same.hash = known.hash
+                                  AND same.organisation_id = organisation
+                           JOIN referral.referral t ON t.id = same.referral_id
+                      WHERE known.referral_id = ANY (of_referrals)
+                            AND t.referee_external_id IS NULL);
 
     SELECT coalesce(array_agg(f.id ORDER BY f.id), '{}') INTO s.referrers
         FROM referral.referrer f
@@ -86,6 +100,7 @@ CREATE FUNCTION referral.subject_person(person_id bigint)
 AS $$
 DECLARE
     p  referral.person;
+    s  referral.subject;
 BEGIN
     SELECT h.* INTO p FROM referral.person h
         WHERE h.id = subject_person.person_id
@@ -99,7 +114,9 @@ BEGIN
                          ' organisation.';
     END IF;
 
-    RETURN referral.subject_around(p.organisation_id, ARRAY[p.id], '{}', '{}');
+    s := referral.subject_around(p.organisation_id, ARRAY[p.id], '{}', '{}');
+    RETURN referral.subject_around(p.organisation_id, s.persons, s.referrers,
+                                   s.referrals);
 END
 $$;
 

@@ -168,6 +168,30 @@ SELECT isnt(pg_temp.holds('yvo'), '', 'whom she referred is not erased');
 SELECT is_empty($$ SELECT * FROM referral.ledger_check() $$,
                 'the ledger adds up');
 
+-- Two named Wanda by her address, one of them without her id; Will, who has an
+-- id of his own, has the same phone
+
+SELECT pg_temp.keep('q', referral.program_create(pg_temp.id('o'), 'q', 'Q',
+           '{"landing_url": "https://example.com/"}')) \g /dev/null
+SELECT referral.program_set_status(pg_temp.id('q'), 'active'),
+       referral.code_create(pg_temp.id('p'), NULL, 'CODE-C'),
+       referral.code_create(pg_temp.id('q'), NULL, 'CODE-D') \g /dev/null
+SELECT pg_temp.keep('wanda', referral.referral_create(pg_temp.id('p'),
+           '{"code": "CODE-B", "external_id": "u-wanda"}',
+           '{"name": "Wanda", "email": "wanda@example.com",
+             "phone": "+49 30 5550001"}')) \g /dev/null
+SELECT referral.referral_create(pg_temp.id('p'),
+           '{"code": "CODE-C", "message": "Dear Wanda"}',
+           '{"name": "Wanda W.", "email": "Wanda@Example.com"}'),
+       referral.referral_create(pg_temp.id('q'),
+           '{"code": "CODE-D", "external_id": "u-will"}',
+           '{"name": "Will Weiss", "phone": "+49 30 5550001"}') \g /dev/null
+SELECT referral.person_erase((SELECT person_id FROM referral.referral
+                                  WHERE id = pg_temp.id('wanda')), 'asked')
+    \g /dev/null
+SELECT is(pg_temp.holds('wanda'), '', 'whoever named her, she is erased');
+SELECT is(pg_temp.holds('weiss'), 'person', 'somebody else is not');
+
 -- visitors
 
 SELECT pg_temp.click('CODE-B', '22222222-2222-4222-8222-222222222222'),
