@@ -93,7 +93,7 @@ SANITIZE   = -g -O1 -fno-omit-frame-pointer -fsanitize=address,undefined \
 
 .PHONY: all module worker ctl core-tests test test-packages test-asan fuzz \
         faults-build faults faults-random faults-long bench bench-packages \
-        install clean help
+        bench-sql install clean help
 .DELETE_ON_ERROR:
 
 
@@ -124,6 +124,7 @@ help:
 	@echo 'make faults-random  DURATION=600 SEED=1: random pairs of faults'
 	@echo 'make faults-long    CLICKS=10000000: memory and journal under load'
 	@echo 'make bench          what a click costs beside what it could; JSON=1'
+	@echo 'make bench-sql      how long the database and publishing take; JSON=1'
 	@echo 'make FAULTS=1       the same with fault points, for tests only, in'
 	@echo '                    build/faults/'
 	@echo 'make install        into PREFIX ($(PREFIX)), below DESTDIR'
@@ -233,6 +234,11 @@ bench: bench-packages
 	@$(MAKE) --no-print-directory -j$(JOBS) all core-tests >&2
 	@BUILD='$(abspath $(BUILD))' NGINX='$(NGINX)' tools/bench \
 	    $(if $(JSON),--json) $(BENCH)
+
+bench-sql: test-packages
+	@$(MAKE) --no-print-directory -j$(JOBS) all >&2
+	@REFERRAL_BUILD='$(abspath $(BUILD))' REFERRAL_NGINX='$(NGINX)' \
+	    tools/bench-sql $(if $(JSON),--json) $(BENCH)
 
 
 fuzz: $(FUZZERS)
