@@ -643,6 +643,116 @@ END
 $$;
 
 
+-- What became of the rewards of a period, by kind and unit: earned = paid +
+-- redeemed + expired + taken_back + left.  taken_back: after refunds, or
+-- rejected; what is left can be pending, to be used, or owed (below zero).
+
+CREATE FUNCTION referral.reward_outcomes(program_id bigint,
+                                         from_day date DEFAULT NULL,
+                                         until_day date DEFAULT NULL)
+    RETURNS TABLE (beneficiary text, kind text, unit text, rewards bigint,
+                   earned bigint, paid bigint, redeemed bigint, expired bigint,
+                   taken_back bigint, remaining bigint, used_rate numeric)
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+DECLARE
+    zone  text := (referral.program_row(reward_outcomes.program_id)).time_zone;
+    low   date;
+    high  date;
+BEGIN
+    SELECT p.low, p.high INTO low, high
+        FROM referral.period(reward_outcomes.program_id, from_day,
+                             until_day) p;
+
+    RETURN QUERY
+        SELECT t.beneficiary, t.kind, t.unit, t.rewards, t.earned, t.paid,
+               t.redeemed, t.expired, t.taken_back,
+               t.earned - t.paid - t.redeemed - t.expired - t.taken_back,
+               referral.share(t.paid + t.redeemed, t.earned)
+            FROM (SELECT w.beneficiary, w.kind, w.unit, count(*) AS rewards,
+                         sum(w.amount)::bigint AS earned,
+                         coalesce(sum(e.paid), 0)::bigint AS paid,
+                         coalesce(sum(e.redeemed), 0)::bigint AS redeemed,
+                         sum(w.expired)::bigint AS expired,
+                         sum(w.reversed + w.returned)::bigint AS taken_back
+                      FROM referral.reward w,
+                           LATERAL (SELECT sum(n.amount) FILTER (WHERE
+                                               a.kind = 'paid') AS paid,
+                                           sum(n.amount) FILTER (WHERE
+                                               a.kind = 'redeemed') AS redeemed
+                                        FROM referral.entry n
+                                             JOIN referral.account a
+                                                 ON a.id = n.account_id
+                                        WHERE n.reward_id = w.id) e
+                      WHERE w.program_id = reward_outcomes.program_id
+                            AND w.earned_at
+                                >= low::timestamp AT TIME ZONE zone
+                            AND w.earned_at
+                                < (high + 1)::timestamp AT TIME ZONE zone
+                      GROUP BY 1, 2, 3) t
+            ORDER BY 1 DESC, 2, 3;
+END
+$$;
+
+
+-- How accurate rewards and payouts of a period are.  correct: the rule, which
+-- is computed again, gives what was given, and the ledger has it.  paid: what
+-- of them was paid out, in the program's currency; overpaid: what of that is
+-- owed back after refunds.
+
+CREATE FUNCTION referral.payout_accuracy(program_id bigint,
+                                         from_day date DEFAULT NULL,
+                                         until_day date DEFAULT NULL,
+                                         OUT rewards bigint,
+                                         OUT correct bigint,
+                                         OUT accuracy numeric,
+                                         OUT paid bigint,
+                                         OUT overpaid bigint,
+                                         OUT paid_accuracy numeric)
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    p     referral.program := referral.program_row(program_id);
+    low   date;
+    high  date;
+BEGIN
+    SELECT q.low, q.high INTO low, high
+        FROM referral.period(p.id, from_day, until_day) q;
+
+    SELECT count(*),
+           count(*) FILTER (WHERE v.amount = w.uncapped
+                                  AND e.given = w.amount),
+           coalesce(sum(e.paid) FILTER (WHERE w.unit = p.currency), 0),
+           coalesce(sum(least(e.paid, w.reversed))
+                        FILTER (WHERE w.unit = p.currency), 0)
+        INTO rewards, correct, paid, overpaid
+        FROM referral.reward w
+             JOIN referral.reward_rule u ON u.id = w.rule_id,
+             LATERAL referral.reward_amount(u, w.nth,
+                 (w.earned_at AT TIME ZONE p.time_zone)::date, w.base_amount,
+                 w.rate_bp) v,
+             LATERAL (SELECT coalesce(sum(n.amount) FILTER (WHERE
+                                 a.kind = 'paid'), 0) AS paid,
+                             sum(n.amount) FILTER (WHERE t.kind = 'reward'
+                                 AND a.kind <> 'expense') AS given
+                          FROM referral.entry n
+                               JOIN referral.account a ON a.id = n.account_id
+                               JOIN referral.transfer t
+                                   ON t.id = n.transfer_id
+                          WHERE n.reward_id = w.id) e
+        WHERE w.program_id = p.id
+              AND w.earned_at >= low::timestamp AT TIME ZONE p.time_zone
+              AND w.earned_at < (high + 1)::timestamp AT TIME ZONE p.time_zone;
+
+    accuracy := referral.share(correct, rewards);
+    paid_accuracy := referral.share(paid - overpaid, paid);
+END
+$$;
+
+
 -- All that a program's dashboard shows, in one call: the same as the functions
 -- above say, from one pass over the rollups.
 
@@ -884,7 +994,8 @@ BEGIN
                   AND p.proname IN ('program_figures', 'funnel', 'trend',
                       'breakdown', 'leaderboard', 'time_to_conversion',
                       'cohorts', 'lifetime_value', 'referrer_retention',
-                      'quality_score', 'program_dashboard', 'partner_page')
+                      'quality_score', 'reward_outcomes', 'payout_accuracy',
+                      'program_dashboard', 'partner_page')
     LOOP
         EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', f);
         EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO referral_app,'
