@@ -1816,14 +1816,13 @@ $$;
 -- made from, for applications that were written to it; the states behind them
 -- are richer, and the README has the table.
 
+-- the commission is the partner's own, or that of the program of its code
 CREATE VIEW referral.seed_insurance_partner AS
     SELECT f.id, f.organisation_id, f.external_id AS user_id,
-           (SELECT c.code FROM referral.code c
-                WHERE c.referrer_id = f.id AND c.status = 'active'
-                ORDER BY c.own DESC NULLS LAST, c.id LIMIT 1)
-               AS referral_code,
+           k.code AS referral_code,
            upper(f.status) AS status,
-           round(f.commission_bp / 10000.0, 4) AS commission_rate,
+           round(coalesce(f.commission_bp, k.rate_bp) / 10000.0, 4)
+               AS commission_rate,
            n.total_referrals, n.successful_referrals, e.unit AS currency,
            coalesce(e.total, 0) AS total_earnings, f.created_at, f.updated_at
         FROM referral.referrer f
@@ -1831,6 +1830,21 @@ CREATE VIEW referral.seed_insurance_partner AS
                  SELECT count(*) AS total_referrals,
                         count(r.converted_at) AS successful_referrals
                      FROM referral.referral r WHERE r.referrer_id = f.id) n
+             LEFT JOIN LATERAL (
+                 SELECT c.code,
+                        (SELECT min(u.rate_bp)
+                             FROM referral.reward_rule u
+                             WHERE u.program_id = c.program_id
+                                   AND u.version = (
+                                       SELECT max(t.version)
+                                           FROM referral.reward_rule_set t
+                                           WHERE t.program_id = c.program_id
+                                                 AND t.code_id IS NULL)
+                                   AND u.beneficiary = 'referrer'
+                             HAVING count(DISTINCT u.rate_bp) = 1) AS rate_bp
+                     FROM referral.code c
+                     WHERE c.referrer_id = f.id AND c.status = 'active'
+                     ORDER BY c.own DESC NULLS LAST, c.id LIMIT 1) k ON true
              LEFT JOIN LATERAL (
                  SELECT w.unit, sum(w.amount - w.reversed - w.returned)::bigint
                             AS total

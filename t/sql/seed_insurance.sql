@@ -30,9 +30,15 @@
 --   roles partner, admin, system           -> "portal: ...", t/sql/schema.sql
 --   input validation                       -> "input: ..."
 --   audit of all referral actions          -> "audit"
---   erasure (GDPR, CCPA) of partner data   -> t/sql/privacy.sql
---   volume, conversion, revenue, cost, ROI, LTV, retention, payout accuracy
---                                          -> t/sql/report.sql
+--   privacy (GDPR, CCPA) of partner data   -> "privacy: ..."
+--   referral volume, conversion rate, revenue     -> "metrics: program"
+--   cost per lead (CAC), ROI, lifetime value      -> "metrics: money"
+--   active partners, referrals, conversion rate and earnings per partner
+--                                          -> "metrics: partners"
+--   conversion rates by source             -> "metrics: sources"
+--   partner retention, churn               -> "metrics: retention"
+--   payout accuracy                        -> "metrics: payout accuracy"
+--   refund of a policy after the payout    -> "refunded"
 --   A/B of incentives                      -> "A/B"
 --   feature flag: a program is draft until it is active -> "gradual rollout"
 --   e-mail on status changes, real-time updates
@@ -66,6 +72,9 @@ SELECT referral.referrer_apply(:org, 'partner', '{"external_id": "user-1"}',
            AS pat \gset
 SELECT is((SELECT status FROM referral.referrers WHERE id = :pat), 'applied',
           'a partner applies');
+SELECT is((SELECT concat_ws(' ', first_name, last_name, company, phone)
+               FROM referral.referrer_contact(:pat)),
+          'Pat Ner Brokers +1 415 555 0100', 'a partner applies: his profile');
 SELECT throws_ok(format('SELECT referral.referrer_apply(%s, ''partner'',
                      ''{}'', ''{"email": "PAT@brokers.example"}'')', :org),
                  'RF018',
@@ -208,7 +217,9 @@ SELECT results_eq(format('SELECT total_referrals, successful_referrals,
                               FROM referral.seed_insurance_partner
                               WHERE id = %s', :pat),
                   $$ VALUES (10::bigint, 1::bigint, 12000::bigint,
-                             NULL::numeric) $$, 'his totals');
+                             0.1000) $$, 'his totals');
+SELECT is((SELECT commission_rate FROM referral.seed_insurance_partner
+               WHERE id = :best), 0.1500, 'his own rate');
 
 -- input
 
@@ -236,7 +247,8 @@ SELECT referral.reward_rules_set(:test, jsonb_build_array(
                               'variant_id', :a),
            jsonb_build_object('kind', 'cash', 'amount', 2000,
                               'variant_id', :b))) \g /dev/null
-SELECT referral.code_create(:test, :pat, 'SPLIT') \g /dev/null
+SELECT referral.code_create(:test, referral.referrer_create(:org, 'partner'),
+                            'SPLIT') \g /dev/null
 SELECT throws_ok(format('SELECT referral.referral_create(%s,
                              ''{"code": "SPLIT"}'')', :test), 'RF103', NULL,
                  'gradual rollout: a draft takes no referrals');
@@ -280,6 +292,103 @@ SELECT throws_ok('SELECT * FROM referral.seed_insurance_referral', '42501',
                  NULL, 'portal: nor the admin''s');
 RESET ROLE;
 
+SELECT set_config('referral.referrer', '', true) \g /dev/null
+
+-- Metrics.  Five followed Pat's link, four from web sites, one from an e-mail.
+-- By his code ten leads came, and one bought, for 1,200.00, of which he got
+-- 120.00; by BEST two, of whom one bought, for 333.35, and the 50.00 for it
+-- were refused.  Advertising was 80.00.
+
+SELECT referral.partition_ensure((now() AT TIME ZONE 'UTC')::date)
+    \g /dev/null
+INSERT INTO referral.interaction (id, occurred_at, stream, seq, type, verdict,
+                                  via, kind, code, source)
+    SELECT i.id, referral.uuid_time(i.id), 1, n, 'click', 'valid', 'redirect',
+           'person', :'code', CASE WHEN n < 5 THEN 'website' ELSE 'email' END
+        FROM (SELECT n, (lpad(to_hex((extract(epoch FROM now())
+                                      * 1000)::bigint), 12, '0') || '7'
+                         || substr(gen_random_uuid()::text, 16))::uuid AS id
+                  FROM generate_series(1, 5) n) i;
+INSERT INTO referral.counter_delta (program_id, code, day, type, verdict, kind,
+                                    n)
+    VALUES (:program, :'code', (now() AT TIME ZONE 'UTC')::date, 'click',
+            'valid', 'person', 5);
+SELECT referral.program_cost_record(:program, (now() AT TIME ZONE 'UTC')::date,
+                                    8000, 'advertising') \g /dev/null
+SELECT referral.counter_fold(), referral.rollup_refresh('1 minute', '0')
+    \g /dev/null
+SELECT is((SELECT concat_ws(' ', clicks, created, converted, revenue)
+               FROM referral.program_figures(:program, current_date - 3,
+                                             current_date + 3)),
+          '5 12 2 153335', 'metrics: program, volume and revenue');
+SELECT is((SELECT concat_ws(' ', cost, spend, cost_per_acquisition, roi)
+               FROM referral.program_figures(:program, current_date - 3,
+                                             current_date + 3)),
+          -- (120 + 80) / 2 = 100.00; (1533.35 - 200) / 200 = 6.6668
+          '12000 8000 10000 6.6668', 'metrics: money');
+SELECT is((SELECT concat_ws(' ', customers, value, average)
+               FROM referral.lifetime_value(:program)),
+          '2 153335 76668', 'metrics: money, lifetime value');
+SELECT is((SELECT string_agg(concat_ws(' ', rank, external_id, created,
+                             converted, conversion_rate, earned), ', ')
+               FROM referral.leaderboard(:program, 'earned', current_date - 3,
+                                         current_date + 3)),
+          '1 user-1 10 1 0.2000 12000, 2 user-2 2 1 0',
+          'metrics: partners');
+SELECT is((SELECT string_agg(concat_ws(' ', name, clicks, created), ', ')
+               FROM referral.breakdown(:program, 'source', current_date - 3,
+                                       current_date + 3)
+               WHERE name IN ('website', 'email')),
+          'website 4 1, email 1 1', 'metrics: sources');
+SELECT is((SELECT string_agg(concat_ws(' ', active, first_time), ', ')
+               FROM referral.referrer_retention(:program, current_date - 3,
+                        current_date + 3)
+               WHERE active > 0), '2 2', 'metrics: retention');
+SELECT is((SELECT concat_ws(' ', rewards, correct, accuracy, paid, overpaid,
+                            paid_accuracy)
+               FROM referral.payout_accuracy(:program, current_date - 3,
+                                             current_date + 3)),
+          '2 2 1.0000 12000 0 1.0000', 'metrics: payout accuracy');
+SELECT is((SELECT concat_ws(' ', kind, rewards, earned, paid, taken_back,
+                            remaining)
+               FROM referral.reward_outcomes(:program, current_date - 3,
+                                             current_date + 3)),
+          'cash 2 17000 12000 5000 0', 'metrics: what became of rewards');
+
+-- the policy is given back, a quarter of it, when Pat has his commission
+
+SELECT referral.refund_record(:org, '{"refund_ref": "policy-1-back",
+           "order_ref": "policy-1", "amount": 30000}') \g /dev/null
+SELECT is((SELECT string_agg(kind || ' ' || balance, ', ' ORDER BY kind)
+               FROM referral.balances
+               WHERE referrer_id = :pat AND unit = 'USD'
+                     AND kind IN ('payable', 'paid')),
+          'paid 12000, payable -3000', 'refunded: Pat owes a quarter of it');
+SELECT is((SELECT overpaid || ' ' || paid_accuracy
+               FROM referral.payout_accuracy(:program, current_date - 3,
+                                             current_date + 3)),
+          '3000 0.7500', 'refunded: the accuracy of what was paid');
+SAVEPOINT wrong;
+UPDATE referral.reward SET uncapped = uncapped + 1 WHERE id = :reward;
+SELECT is((SELECT correct || ' ' || accuracy
+               FROM referral.payout_accuracy(:program, current_date - 3,
+                                             current_date + 3)),
+          '1 0.5000', 'metrics: payout accuracy sees what no rule gives');
+ROLLBACK TO wrong;
+
+-- Pat reads what is kept of him, and has it erased
+
+SELECT is(referral.customer_export(:org, 'user-1') #>> '{person,0,company}',
+          'Brokers', 'privacy: what is kept of a partner');
+SELECT referral.customer_erase(:org, 'user-1', NULL, 'asked') \g /dev/null
+SELECT is_empty(format('SELECT FROM referral.referrer_contact(%s) c
+                            WHERE c::text ~* ''pat|ner|brokers|555''', :pat),
+                'privacy: erased');
+SELECT is((SELECT total_earnings FROM referral.seed_insurance_partner
+               WHERE id = :pat AND user_id IS NULL), 9000::bigint,
+          'privacy: his earnings are what they were');
+
+SET CONSTRAINTS ALL IMMEDIATE;
 SELECT is_empty('SELECT * FROM referral.ledger_check()', 'it adds up');
 
 SELECT * FROM finish();
