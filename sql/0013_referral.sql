@@ -406,6 +406,16 @@ AS $$
 DECLARE
     key  bigint;
 BEGIN
+    -- what is decided behind the lock must be seen as it is by then
+    IF current_setting('transaction_isolation') NOT IN ('read committed',
+                                                        'read uncommitted')
+    THEN
+        RAISE EXCEPTION 'referrals are not written in a transaction that is %',
+                        current_setting('transaction_isolation')
+            USING ERRCODE = 'RF064',
+                  HINT = 'Use BEGIN ISOLATION LEVEL READ COMMITTED.';
+    END IF;
+
     FOR key IN
         SELECT n.number
             FROM (SELECT 1 AS class,
@@ -717,31 +727,45 @@ $$;
 
 CREATE FUNCTION referral.is_referee(p referral.program, f referral.referrer,
                                     referee bytea[]) RETURNS boolean
-    LANGUAGE sql STABLE
+    LANGUAGE plpgsql STABLE
     SET search_path = pg_catalog, pg_temp
-    RETURN cardinality(referee) > 0
-           AND EXISTS (
-               SELECT FROM (SELECT 1) one
-                           LEFT JOIN referral.person h ON h.id = f.person_id,
-                           LATERAL referral.referee_hashes(p, f.external_id,
-                               h.email, h.phone, true) k
-                   WHERE k.hash = ANY (referee));
+AS $$
+DECLARE
+    h  referral.person;
+BEGIN
+    IF f.id IS NULL OR referee = '{}' THEN
+        RETURN false;
+    END IF;
+
+    SELECT * INTO h FROM referral.person e WHERE e.id = f.person_id;
+
+    RETURN EXISTS (SELECT FROM referral.referee_hashes(p, f.external_id,
+                                   h.email, h.phone, true) k
+                       WHERE k.hash = ANY (referee));
+END
+$$;
 
 
 -- Whether a referrer has as many referrals as the program allows.
 
 CREATE FUNCTION referral.referrer_full(p referral.program, referrer_id bigint)
     RETURNS boolean
-    LANGUAGE sql STABLE
+    LANGUAGE plpgsql STABLE
     SET search_path = pg_catalog, pg_temp
-    RETURN p.max_referrals_per_referrer IS NOT NULL
-           AND referrer_id IS NOT NULL
-           AND (SELECT count(*) FROM referral.referral r
-                    WHERE r.referrer_id = referrer_full.referrer_id
-                          AND r.program_id = p.id
-                          AND r.status NOT IN ('rejected', 'declined',
-                              'cancelled', 'superseded', 'expired'))
-               >= p.max_referrals_per_referrer;
+AS $$
+BEGIN
+    IF p.max_referrals_per_referrer IS NULL OR referrer_id IS NULL THEN
+        RETURN false;
+    END IF;
+
+    RETURN p.max_referrals_per_referrer
+           <= (SELECT count(*) FROM referral.referral r
+                   WHERE r.referrer_id = referrer_full.referrer_id
+                         AND r.program_id = p.id
+                         AND r.status NOT IN ('rejected', 'declined',
+                             'cancelled', 'superseded', 'expired'));
+END
+$$;
 
 
 -- Judges and weighs touches: first, last, linear (equal shares), position
@@ -752,9 +776,12 @@ CREATE FUNCTION referral.referrer_full(p referral.program, referrer_id bigint)
 CREATE FUNCTION referral.touches_weigh(p referral.program, model text,
                                        touches jsonb, referee bytea[],
                                        at timestamptz) RETURNS jsonb
-    LANGUAGE sql STABLE
+    LANGUAGE plpgsql STABLE
     SET search_path = pg_catalog, pg_temp
 AS $$
+DECLARE
+    weighed  jsonb;
+BEGIN
     WITH judged AS MATERIALIZED (
         SELECT t.n, t.touch, j.code_id, j.referrer_id, j.why,
                (t.touch ->> 'at')::timestamptz AS touched
@@ -765,7 +792,7 @@ AS $$
                row_number() OVER (ORDER BY touched, n) AS i,
                count(*) OVER () AS k
             FROM judged WHERE why IS NULL
-    ), weighed AS (
+    ), share AS (
         SELECT n, who, i,
                CASE model
                    WHEN 'first' THEN CASE i WHEN 1 THEN 10000 ELSE 0 END
@@ -784,7 +811,7 @@ AS $$
     ), winner AS (
         SELECT n FROM (SELECT n, i, weight,
                               sum(weight) OVER (PARTITION BY who) AS total
-                           FROM weighed) s
+                           FROM share) s
             ORDER BY total DESC, weight DESC, i DESC LIMIT 1
     )
     SELECT coalesce(jsonb_agg(j.touch || jsonb_build_object(
@@ -792,9 +819,13 @@ AS $$
                    'why', j.why, 'weight_bp', coalesce(w.weight, 0),
                    'winner', j.n = coalesce(o.n, 0))
                ORDER BY j.touched, j.n), '[]')
+        INTO weighed
         FROM judged j
-             LEFT JOIN weighed w ON w.n = j.n
-             LEFT JOIN winner o ON true
+             LEFT JOIN share w ON w.n = j.n
+             LEFT JOIN winner o ON true;
+
+    RETURN weighed;
+END
 $$;
 
 
@@ -1295,6 +1326,16 @@ BEGIN
         r.flags := '{self-referral}';
     END IF;
 
+    IF r.variant_id IS NULL
+       AND EXISTS (SELECT FROM referral.program_variant v
+                       WHERE v.program_id = p.id)
+    THEN
+        r.variant_id := referral.variant_pick(p.id,
+                            coalesce(encode(referee[1], 'hex'),
+                                     won ->> 'click_id',
+                                     gen_random_uuid()::text));
+    END IF;
+
     BEGIN
         INSERT INTO referral.referral (organisation_id, program_id,
                 referrer_id, code_id, variant_id, click_id, clicked_at,
@@ -1302,11 +1343,7 @@ BEGIN
                 value, currency, flags, idempotency_key, request_hash,
                 created_at, expires_at)
             VALUES (p.organisation_id, p.id, r.referrer_id, r.code_id,
-                    coalesce(r.variant_id, referral.variant_pick(p.id,
-                        coalesce(encode(referee[1], 'hex'),
-                                 won ->> 'click_id',
-                                 gen_random_uuid()::text))),
-                    (won ->> 'click_id')::uuid,
+                    r.variant_id, (won ->> 'click_id')::uuid,
                     CASE WHEN won ? 'click_id'
                          THEN (won ->> 'at')::timestamptz END,
                     touches, r.source, r.channel, r.campaign,

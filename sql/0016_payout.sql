@@ -909,20 +909,36 @@ CREATE FUNCTION referral.holder_accounts(organisation_id bigint,
                                          referrer_id bigint,
                                          referral_id bigint, kind text,
                                          unit text) RETURNS bigint[]
-    LANGUAGE sql STABLE
+    LANGUAGE plpgsql STABLE
     SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT coalesce(array_agg(a.id ORDER BY a.id), '{}')
-        FROM referral.account a
-        WHERE a.organisation_id = holder_accounts.organisation_id
-              AND a.kind = holder_accounts.kind
-              AND a.unit = holder_accounts.unit
-              AND (a.referrer_id = holder_accounts.referrer_id
-                   OR a.referral_id = holder_accounts.referral_id
-                   OR a.person_id = (SELECT r.person_id
-                                         FROM referral.referral r
-                                         WHERE r.id
-                                               = holder_accounts.referral_id))
+BEGIN
+    -- three look-ups by the unique index, not one by none
+    RETURN ARRAY(
+        SELECT a.id
+            FROM (SELECT holder_accounts.referrer_id AS a,
+                         NULL::bigint AS b, NULL::bigint AS c
+                  UNION ALL
+                  SELECT NULL, r.person_id, NULL FROM referral.referral r
+                      WHERE r.id = holder_accounts.referral_id
+                  UNION ALL
+                  SELECT NULL, NULL, holder_accounts.referral_id) h,
+                 LATERAL (
+                     SELECT t.id FROM referral.account t
+                         WHERE t.referrer_id = h.a
+                     UNION ALL
+                     SELECT t.id FROM referral.account t
+                         WHERE t.person_id = h.b
+                     UNION ALL
+                     SELECT t.id FROM referral.account t
+                         WHERE t.referrer_id IS NULL AND t.person_id IS NULL
+                               AND t.referral_id = h.c) o
+                 JOIN referral.account a ON a.id = o.id
+            WHERE a.organisation_id = holder_accounts.organisation_id
+                  AND a.kind = holder_accounts.kind
+                  AND a.unit = holder_accounts.unit
+            ORDER BY 1);
+END
 $$;
 
 
@@ -1078,17 +1094,15 @@ BEGIN
 
     SELECT array_agg(f.id) INTO found_
         FROM referral.referral f
-        WHERE f.organisation_id = o.id
-              AND (f.id = given.referral_id
-                   OR f.credited AND options ? 'external_id'
-                      AND f.id IN (SELECT i.referral_id
-                                       FROM referral.referee_identity i
-                                       WHERE i.organisation_id = o.id
-                                             AND i.credited
-                                             AND i.hash = sha256(convert_to(
-                                                 'external:' || (options
-                                                 ->> 'external_id'),
-                                                 'UTF8'))));
+        WHERE f.id IN (SELECT given.referral_id
+                       UNION ALL
+                       SELECT i.referral_id
+                           FROM referral.referee_identity i
+                           WHERE i.organisation_id = o.id AND i.credited
+                                 AND i.hash = sha256(convert_to('external:'
+                                         || (options ->> 'external_id'),
+                                         'UTF8')))
+              AND f.organisation_id = o.id;
 
     SELECT f.id INTO n.referrer_id FROM referral.referrer f
         WHERE f.id = given.referrer_id AND f.organisation_id = o.id;
@@ -1401,16 +1415,14 @@ BEGIN
         WHERE what = 'payout' AND p.id = ANY (ids)
         ORDER BY p.id FOR NO KEY UPDATE;
     PERFORM referral.account_lock((
-        SELECT array_agg(a.id)
-            FROM referral.reward w
-                 JOIN referral.account a
-                     ON a.id IN (w.pending_id, w.account_id)
-                        OR a.organisation_id = w.organisation_id
-                           AND a.unit = w.unit
-                           AND a.kind IN ('expense', 'reserved', 'payable')
-                           AND (a.referrer_id = w.referrer_id
-                                OR a.person_id = w.person_id
-                                OR a.referral_id = w.referral_id)
+        SELECT array_agg(DISTINCT a)
+            FROM referral.reward w,
+                 unnest(ARRAY['expense', 'reserved', 'payable']) side,
+                 LATERAL unnest(ARRAY[w.pending_id, w.account_id]
+                     || referral.holder_accounts(w.organisation_id,
+                            w.referrer_id,
+                            CASE WHEN w.referrer_id IS NULL
+                                 THEN w.referral_id END, side, w.unit)) a
             WHERE w.id = ANY (rewards)));
     PERFORM FROM referral.reward w WHERE w.id = ANY (rewards)
         ORDER BY w.id FOR NO KEY UPDATE;

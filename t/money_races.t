@@ -118,6 +118,12 @@ is($pg->value("SELECT uses FROM referral.code WHERE code = 'ANN'"), 1,
    'one use');
 is($pg->value('SELECT count(*) FROM referral.reward'), 1, 'one welcome');
 
+my $serial = $pg->try('BEGIN ISOLATION LEVEL SERIALIZABLE;'
+    . ' SELECT referral.referral_register(NULL, \'{"code": "ANN",'
+    . ' "external_id": "serial"}\')');
+like($serial->{error}, qr/ISOLATION LEVEL READ COMMITTED/,
+     'another isolation is refused, with a hint');
+
 # the referee by e-mail here and by phone there, and two codes
 
 @r = $s->at_once(map {
