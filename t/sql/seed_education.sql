@@ -15,17 +15,27 @@
 --   templates, cloning and modification            -> "template"
 --   best practice recommendations                  -> outside: documentation
 --   automatic and custom codes                     -> "codes"
---   QR codes                                       -> "QR", and the edge
+--   QR codes           -> "happy path: a QR code", and the edge, which marks
+--                         scans
 --   link tracking, several channels                -> "edge case: channels"
---   journey, milestones, time to conversion        -> "journey"
---   quality score, CPA, ROI, leaderboards, trends, seasons, lifetime value
---                                                  -> t/sql/report.sql
+--   journey, milestones, time to conversion        -> "journey: ..."
+--   quality score; 80 % of referrals are good      -> "figures: quality"
+--   conversion rates, cost per acquisition, ROI    -> "figures: program"
+--   top referrers, scorecards, leaderboards, success rates
+--                                                  -> "figures: leaderboard",
+--                                                     "figures: scorecard"
+--   sources, volume trends, seasons                -> "figures: sources",
+--                                                     "figures: trend"
+--   redemption patterns                            -> "figures: redemption"
+--   referrer lifetime value                        -> "figures: lifetime"
+--   programs compared                              -> "figures: programs"
 --   first, last, multi-touch attribution           -> "attribution: ..."
 --   conflict resolution                            -> "edge case: several"
 --   manual override                                -> "attribution: by hand"
 --   attribution reporting                          -> "attribution: shares"
 --   automatic calculation, scheduling, approval    -> "rule: approval",
---                                                     t/sql/payout.sql
+--                                                     "schedule"
+--   a fee is given back after its reward was paid  -> "refunded"
 --   payment of cash                  -> outside: hook is payout.approved,
 --                                                     "payment"
 --   course credit, redemption, expiry, transfer, statements
@@ -45,7 +55,7 @@
 --                                                  -> "edge case: ..."
 --   Errors: gateway fails                          -> "error: gateway"
 --     tracking unavailable           -> t/redis.t: the edge fails open
---     notification fails             -> t/webhook.t: retried
+--     notification fails                           -> "error: notification"
 --     code conflict                                -> "error: code conflict"
 --     late synchronization           -> "error: late" (the same twice)
 --   data model: pending converted rewarded expired; rewards pending approved
@@ -53,6 +63,7 @@
 --   attribution 500 ms, reward 1 s, code 100 ms    -> make bench-sql
 --   1000 at once                     -> t/money_races.t
 --   5 years' retention               -> worker's retention_interactions
+--   a student is forgotten                         -> "erasure"
 --   encryption, PCI, OAuth           -> outside: TLS and disks
 --   access by role, audit            -> t/sql/schema.sql, "audit"
 --   fraud                                          -> "fraud"
@@ -96,6 +107,10 @@ SELECT referral.reward_rules_set(:program, '[
             "products": ["MUSIC-1"],
             "seasons": [{"from": "2026-01-01", "until": "2099-12-31",
                          "multiplier_bp": 20000}]},
+           {"slot": "fee", "kind": "cash", "rate_bp": 1000,
+            "products": ["DANCE-1"],
+            "seasons": [{"from": "2025-06-01", "until": "2025-08-31",
+                         "multiplier_bp": 20000}]},
            {"slot": "bonus", "kind": "credit", "amount": 5000, "nth": 3},
            {"slot": "gift", "kind": "merchandise", "unit": "items",
             "amount": 1, "item": "mug", "products": ["ART-1"]},
@@ -131,6 +146,14 @@ SELECT is((SELECT count(*) FROM referral.codes
 SELECT throws_ok(format('SELECT referral.code_create(%s, %s, ''ALMA'')',
                         :program, :sam), 'RF029', NULL,
                  'error: code conflict, and free ones are named');
+SAVEPOINT conflict;
+CREATE OR REPLACE FUNCTION referral.code_random(wanted int) RETURNS text
+    LANGUAGE sql RETURN repeat('8', wanted);
+SELECT is(array_agg(length((referral.code_create(:program, f)).code)
+                    ORDER BY n), '{8,9,10}',
+          'error: code conflict of automatic ones, until one is free')
+    FROM unnest(ARRAY[:sam, :alma, :sam]) WITH ORDINALITY t (f, n);
+ROLLBACK TO conflict;
 
 CREATE FUNCTION pg_temp.buy(customer text, given jsonb) RETURNS jsonb
     LANGUAGE sql
@@ -143,14 +166,38 @@ CREATE FUNCTION pg_temp.given(answer jsonb) RETURNS text LANGUAGE sql
                 FROM jsonb_array_elements(answer -> 'rewards')
                          WITH ORDINALITY e (r, n));
 
+-- clicks as the edge records them, two days ago
+
+CREATE FUNCTION pg_temp.click(code text, via text, medium text) RETURNS uuid
+    LANGUAGE plpgsql AS $$
+DECLARE
+    at    timestamptz := now() - interval '2 days';
+    made  uuid := (lpad(to_hex((extract(epoch FROM at) * 1000)::bigint), 12,
+                        '0')
+                   || '7' || substr(gen_random_uuid()::text, 16))::uuid;
+BEGIN
+    PERFORM referral.partition_ensure((at AT TIME ZONE 'UTC')::date);
+    INSERT INTO referral.interaction (id, occurred_at, stream, seq, type,
+                                      verdict, via, kind, code, source)
+        VALUES (made, referral.uuid_time(made), 1, 1, 'click', 'valid',
+                click.via, 'person', click.code, click.medium);
+    INSERT INTO referral.counter_delta (program_id, code, day, type, verdict,
+                                        kind, n)
+        SELECT c.program_id, c.code, (at AT TIME ZONE 'UTC')::date, 'click',
+               'valid', 'person', 1
+            FROM referral.codes c WHERE c.code = click.code;
+    RETURN made;
+END $$;
+
 -- happy path
 
-SELECT is(referral.referral_register(NULL, '{"code": "sam-2026",
-              "external_id": "friend", "source": "qr"}',
+SELECT is(referral.referral_register(NULL, jsonb_build_object('external_id',
+              'friend', 'click_id', pg_temp.click('SAM-2026', 'scan', NULL)),
               '{"email": "friend@example.com"}') ->> 'status', 'registered',
           'happy path: the friend uses the code');
-SELECT is((SELECT source FROM referral.referrals ORDER BY id DESC LIMIT 1),
-          'qr', 'QR');
+SELECT is((SELECT code || ' ' || source FROM referral.referrals
+               ORDER BY id DESC LIMIT 1),
+          'SAM-2026 qr', 'happy path: a QR code');
 SELECT pg_temp.buy('friend', '{"amount": 90000}') AS first \gset
 SELECT is(pg_temp.given(:'first'), 'fee 9000 approved',
           'happy path: 10 % of 900.00, at once as it is not above 100');
@@ -183,6 +230,10 @@ SELECT is((SELECT string_agg(to_status, ' ' ORDER BY id)
                FROM referral.referral_steps),
           'pending registered converted rewarded paid',
           'journey: its milestones');
+SELECT is((SELECT converted || ' ' || round(extract(epoch FROM median) / 3600)
+               FROM referral.time_to_conversion(:program, current_date - 3,
+                                                current_date + 3)), '1 48',
+          'journey: two days to the conversion');
 
 -- credit of the friend
 
@@ -225,6 +276,10 @@ SELECT is(pg_temp.given(pg_temp.buy('artist', '{"amount": 80000,
 SELECT is(pg_temp.given(pg_temp.buy('singer', '{"amount": 30000,
               "code": "ALMA", "product": "MUSIC-1"}')), 'fee 6000 approved',
           'season: twice');
+SELECT is(pg_temp.given(referral.conversion_record(:org, '{"code": "ALMA",
+              "order_ref": "summer/1", "external_id": "summer",
+              "amount": 30000, "product": "DANCE-1"}')), 'fee 3000 approved',
+          'season: and once when it is over');
 SELECT is((referral.referral_register(NULL, '{"code": "ALMA",
                "external_id": "friend-2"}', '{"email": "FRIEND@example.com"}')
                ->> 'outcome'), 'existing',
@@ -266,9 +321,8 @@ SELECT is(pg_temp.given(pg_temp.buy('saver', '{"amount": 15000,
               "discount": 5000, "code": "ALMA"}')), 'fee 4000 approved',
           'edge case: promotional discount, the base is before it');
 
-SELECT referral.code_create(:program, :alma, 'OLD') \g /dev/null
-UPDATE referral.code SET expires_at = now() - interval '1 hour'
-    WHERE code = 'OLD';
+SELECT referral.code_create(:program, :alma, 'OLD', jsonb_build_object(
+           'expires_at', now() - interval '1 hour')) \g /dev/null
 SELECT throws_ok($$ SELECT referral.referral_register(NULL, '{"code": "OLD",
                         "external_id": "late"}') $$, 'RF093', NULL,
                  'edge case: expired code');
@@ -290,7 +344,8 @@ DECLARE
     p        bigint := (SELECT id FROM referral.program
                             WHERE slug = 'students');
 BEGIN
-    UPDATE referral.program SET attribution = model WHERE id = p;
+    PERFORM referral.program_update(p, jsonb_build_object('attribution',
+                                                          model));
     r := referral.referral_create(p, '{"code": "SAM-2026"}', contact);
     UPDATE referral.referral SET created_at = created_at - interval '1 day'
         WHERE id = r;
@@ -349,6 +404,105 @@ SELECT isnt_empty(format($$ SELECT * FROM referral.statement(%s,
 SELECT is(referral.reward_transfer(:alma, :sam, '{"account": "credit",
               "amount": 1000, "idempotency_key": "gift"}') > 0, true,
           'credit: given to another');
+
+-- Half of the friend's fee is given back when Sam has his 90.00: of it he owes
+-- 45.00, which the next payout is less.  Payouts are planned for each month:
+-- Sam 300 - 45, Alma 20 + 20 + 40 + 25 + 60 + 30 + 40.
+
+SELECT referral.refund_record(:org, '{"refund_ref": "half",
+           "order_ref": "friend/1", "amount": 45000}') \g /dev/null
+SELECT id AS hook FROM referral.webhook_add(:org,
+    'https://mail.school.example/', '{payout.requested}') \gset
+SELECT referral.payout_policy_set(:org, 'USD', '{"every": "month",
+           "minimum": 1000}') \g /dev/null
+SELECT is((SELECT done FROM referral.housekeeping(now() + interval '32 days',
+                                                  'payouts')), 2::bigint,
+          'schedule: both get a payout');
+SELECT is((SELECT string_agg(f.external_id || ' ' || o.amount, ', '
+                             ORDER BY f.external_id)
+               FROM referral.payouts o
+                    JOIN referral.referrers f ON f.id = o.referrer_id
+               WHERE o.status = 'requested'), 'alma 23500, sam 25500',
+          'schedule: all of it; refunded: less what Sam owes');
+CREATE TEMP TABLE claim AS
+    SELECT * FROM referral.webhook_claim(10, '1 minute');
+SELECT is((SELECT string_agg(d.outcome, ' ')
+               FROM referral.webhook_done((SELECT jsonb_agg(
+                        jsonb_build_object('delivery', c.delivery_id,
+                            'attempt', c.attempt, 'status', 503))
+                        FROM claim c)) d), 'retry retry',
+          'error: notification fails, and is tried again');
+
+-- Figures.  The orders: Sam's friend 900, second 3,000, third 4,000; Alma's
+-- three of 200, artist 800, singer 300, summer 300, saver 150: 10,050.00 of
+-- ten, of which 450.00 were given back.  Fees: 90 - 45 + 300 (third's 500 were
+-- refused) and 20 + 20 + 40 + 50 + 25 + 60 + 30 + 40 are 630.00; welcome to
+-- four who registered 120.00: 750.00.  Spent: 250.00.
+
+SELECT pg_temp.click('ALMA', 'redirect', 'facebook')
+    FROM generate_series(1, 19) \g /dev/null
+SELECT referral.program_cost_record(:program, (now() AT TIME ZONE 'UTC')::date,
+                                    25000, 'posters') \g /dev/null
+SELECT referral.counter_fold(), referral.rollup_refresh('1 minute', '0')
+    \g /dev/null
+SELECT is((SELECT concat_ws(' ', clicks, converted, conversion_rate, revenue,
+                            net, cost, cost_per_acquisition, roi)
+               FROM referral.program_figures(:program, current_date - 5,
+                                             current_date + 5)),
+          -- 1000 / 10 = 100.00; (9600 - 1000) / 1000 = 8.6
+          '20 10 0.5000 1005000 960000 75000 10000 8.6000',
+          'figures: program');
+SELECT is((SELECT string_agg(concat_ws(' ', rank, external_id, clicks,
+                             converted, conversion_rate, revenue), ', ')
+               FROM referral.leaderboard(:program, 'revenue',
+                        current_date - 5, current_date + 5)),
+          '1 sam 1 3 3.0000 745000, 2 alma 19 7 0.3684 215000',
+          'figures: leaderboard');
+SELECT is((SELECT concat_ws(' ', page #> '{figures,clicks}',
+                            page #> '{figures,converted}',
+                            page #> '{referrals,paid}')
+               FROM referral.partner_page(:sam, current_date - 5,
+                                          current_date + 5) page),
+          '1 3 1', 'figures: scorecard');
+
+-- of 11 decided (ten, and slow, who was too late) none was bad, 10 converted,
+-- and 955.2 of 1000 was kept: 30 + 50 * 10 / 11 + 20 * 9600 / 10050
+
+SELECT is(referral.quality_score(:program), 94.6, 'figures: quality');
+SELECT is((SELECT string_agg(concat_ws(' ', coalesce(name, 'scan'), clicks),
+                             ', ')
+               FROM referral.breakdown(:program, 'source', current_date - 5,
+                                       current_date + 5)
+               WHERE clicks > 0), 'facebook 19, scan 1', 'figures: sources');
+SELECT is((SELECT sum(revenue) || ' ' || sum(converted)
+               FROM referral.trend(:program, current_date - 5,
+                                   current_date + 5, 'quarter')),
+          '1005000 10', 'figures: trend, by quarter');
+SELECT is((SELECT concat_ws(' ', customers, value, average)
+               FROM referral.lifetime_value(:program, :sam)),
+          '3 745000 248333', 'figures: lifetime value by referrer');
+SELECT is((SELECT concat_ws(' ', rewards, earned, redeemed, expired,
+                            taken_back, used_rate)
+               FROM referral.reward_outcomes(:program, current_date - 5,
+                                             current_date + 5)
+               WHERE beneficiary = 'referee' AND kind = 'credit'),
+          -- five, as the override took one back and gave it anew
+          '5 15000 2000 1000 3000 0.1333', 'figures: redemption');
+SELECT is((SELECT string_agg(concat_ws(' ', p.slug, f.revenue), ', '
+                             ORDER BY p.slug)
+               FROM referral.programs p,
+                    referral.program_figures(p.id) f
+               WHERE NOT p.template),
+          'affiliate 0, parent 0, partner 0, students 1005000',
+          'figures: programs');
+
+SELECT referral.customer_erase(:org, 'friend', NULL, 'asked') \g /dev/null
+SELECT is((SELECT concat_ws(' ', count(*), count(referee_id))
+               FROM referral.seed_education_referral
+               WHERE conversion_value = 45000), '1 0',
+          'erasure: the fee stays, the friend does not');
+
+SET CONSTRAINTS ALL IMMEDIATE;
 SELECT is_empty('SELECT * FROM referral.ledger_check()', 'it adds up');
 
 SELECT * FROM finish();
