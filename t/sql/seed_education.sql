@@ -7,7 +7,7 @@
 --   types student, parent, affiliate, partner      -> "types"
 --   percentage, fixed amount, course credits, discount, merchandise
 --                                                  -> "rewards: ..."
---   duration, eligibility, terms                   -> "early", "ended", "terms",
+--   duration, eligibility, terms             -> "early", "ended", "terms",
 --                                               "rule: active students"
 --   tiers, bonus for several, seasonal, per course, referrer and referee
 --                                                  -> "tier", "bonus",
