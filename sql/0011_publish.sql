@@ -367,6 +367,17 @@ BEGIN
         made := nextval('referral.publish_generation');
     END IF;
 
+    -- an older copy of this database must not count versions from where it
+    -- was: no publisher comes to a batch a millisecond
+
+    IF nextval('referral.publish_version')
+       < extract(epoch FROM clock_timestamp()) * 1000
+    THEN
+        PERFORM setval('referral.publish_version',
+                       (extract(epoch FROM clock_timestamp())
+                        * 1000)::bigint);
+    END IF;
+
     DELETE FROM referral.publication p
         WHERE p.redis_run_id = publish_begin.redis_run_id;
 

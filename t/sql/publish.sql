@@ -133,6 +133,21 @@ SELECT is(referral.publish_lock('abc', 1000), 1001::bigint,
 SELECT is(count(*), 1::bigint, 'one lock, not three')
     FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid();
 
+-- versions, too, where this database is an older copy: edges believe no lower
+-- one, and no publisher comes to a batch a millisecond
+
+SELECT setval('referral.publish_version', 7) AS version \gset
+SELECT referral.publish_begin('old', 1001) AS old \gset
+SELECT ok(nextval('referral.publish_version')
+          > extract(epoch FROM clock_timestamp()) * 1000 - 60000,
+          'a generation begins above the versions of former lives');
+SELECT setval('referral.publish_version', 9000000000000000) AS version \gset
+DELETE FROM referral.publication WHERE generation = :old;
+SELECT referral.publish_begin('old', 1001) AS old \gset
+SELECT ok(nextval('referral.publish_version') > 9000000000000000,
+          'or where it was, if that is higher');
+DELETE FROM referral.publication WHERE generation = :old;
+
 -- a generation: everything, then what changes
 
 SELECT is(referral.publish_begin('abc', 1001, 41), 42::bigint,
