@@ -307,6 +307,25 @@ subtest 'versions' => sub {
     $redis->cmd('PUBLISH', 'referral:invalidate', '* 1');
     soon($t, 'W', qr/^302 \w+ 5$/, '"*" forgets what was announced');
 
+    # a database that was restored counts from where it was then
+
+    publish($redis, 'Y', 9);
+    is(show($t, 'Y'), '302 miss 9', 'filled');
+    $redis->cmd('HSET', 'referral:code:Y', url => 'https://example.com/5',
+                version => 5);
+    $redis->cmd('PUBLISH', 'referral:invalidate', '* 2');
+    soon($t, 'Y', qr/^302 \w+ 5$/, '"*" forgets versions in the zone, too');
+
+    publish($redis, 'Z', 9);
+    is(show($t, 'Z'), '302 miss 9', 'filled');
+    $redis->cmd('HSET', 'referral:publisher', generation => 2, ready => 1);
+    show($t, 'NONE');
+    $redis->cmd('HSET', 'referral:code:Z', url => 'https://example.com/5',
+                version => 5);
+    $redis->cmd('HSET', 'referral:publisher', generation => 3);
+    show($t, 'NONE2');
+    soon($t, 'Z', qr/^302 \w+ 5$/, 'so does a generation that is read');
+
     $t->done();
 };
 

@@ -344,10 +344,13 @@ ngx_http_referral_zone_check(ngx_http_referral_zone_conf_t *zcf,
 
     /*
      * Replies may be older than what is known already: a replica that lags,
-     * a restored dump.  What cannot be served any more is no argument.
+     * a restored dump.  What cannot be served any more is no argument, nor is
+     * a version of another generation: a database that was restored counts
+     * from where it was then.
      */
 
     if (rule && rule->version && !zc->absent
+        && (int32_t) (zc->epoch - sh->renewed) >= 0
         && ngx_http_referral_zone_age(zcf, zc, ngx_current_msec)
            != NGX_DECLINED
         && rule->version < ngx_http_referral_zone_version(zc))

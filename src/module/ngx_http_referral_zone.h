@@ -116,8 +116,8 @@ void ngx_http_referral_zone_token(ngx_http_referral_zone_conf_t *zcf,
  *   NGX_OK        stored; or no memory, even after eviction: counted
  *   NGX_AGAIN     the code may have changed since the token was taken
  *   NGX_DECLINED  an older version than one that was announced, or that is
- *                 here and can still be served; version 0 (a hash written by
- *                 hand) and absence are never older
+ *                 here, of this generation, and can still be served; version
+ *                 0 (a hash written by hand) and absence are never older
  */
 ngx_int_t ngx_http_referral_zone_set(ngx_http_referral_zone_conf_t *zcf,
     ngx_str_t *code, referral_rule_t *rule,

@@ -10,7 +10,7 @@
 
 
 #define NGX_HTTP_REFERRAL_ZONE_MAGIC   0x5246315a
-#define NGX_HTTP_REFERRAL_ZONE_LAYOUT  2
+#define NGX_HTTP_REFERRAL_ZONE_LAYOUT  3
 
 /* the smallest zone that is of use, beside the counters */
 

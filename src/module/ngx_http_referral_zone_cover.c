@@ -48,7 +48,7 @@ ngx_http_referral_zone_invalidate_all(ngx_http_referral_zone_conf_t *zcf,
         || (ngx_msec_int_t) (now - sh->announced_at)
            >= NGX_HTTP_REFERRAL_ZONE_ECHO)
     {
-        sh->epoch++;
+        sh->renewed = ++sh->epoch;
     }
 
     if (generation) {
@@ -91,7 +91,7 @@ ngx_http_referral_zone_publisher(ngx_http_referral_zone_conf_t *zcf,
 
         if (token->epoch == sh->epoch) {
             sh->generation = generation;
-            sh->epoch++;
+            sh->renewed = ++sh->epoch;
         }
 
         rc = NGX_AGAIN;

@@ -136,6 +136,7 @@ struct ngx_http_referral_zone_sh_s {
     ngx_http_referral_zone_bucket_t  *buckets;
     uint32_t                          mask;        /* buckets - 1 */
     uint32_t                          epoch;
+    uint32_t                          renewed;     /* by a generation */
     ngx_msec_t                        covered;     /* proven up to then */
     ngx_uint_t                        refused;     /* no subscription */
     ngx_http_referral_zone_slot_t     slots[NGX_HTTP_REFERRAL_ZONE_SLOTS];
