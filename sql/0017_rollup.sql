@@ -650,7 +650,13 @@ BEGIN
                   HINT = 'Each is a text of at most 128 characters.';
     END IF;
 
-    PERFORM referral.partition_ensure((made AT TIME ZONE 'UTC')::date);
+    -- which locks until the end of the transaction; the worker makes them ahead
+
+    IF to_regclass('referral.interaction_'
+                   || to_char(made AT TIME ZONE 'UTC', 'YYYYMMDD')) IS NULL
+    THEN
+        PERFORM referral.partition_ensure((made AT TIME ZONE 'UTC')::date);
+    END IF;
 
     -- stream 0: of no journal
 
