@@ -53,6 +53,8 @@
 
 BEGIN;
 
+SET LOCAL timezone = 'UTC';
+
 SELECT no_plan();
 
 SELECT referral.organisation_create('dev-o', 'DEV-O') AS devo \gset

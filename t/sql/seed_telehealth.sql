@@ -68,6 +68,8 @@
 
 BEGIN;
 
+SET LOCAL timezone = 'UTC';
+
 SELECT no_plan();
 
 SELECT referral.organisation_create('zappy', 'Zappy Health', '{"settings":
