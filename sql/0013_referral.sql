@@ -618,7 +618,7 @@ BEGIN
             INTO found_
             FROM referral.interaction i
             WHERE i.id = click AND i.occurred_at = referral.uuid_time(click)
-                  AND i.code IS NOT NULL;
+                  AND i.type = 'click' AND i.code IS NOT NULL;
 
         IF NOT FOUND THEN
             RAISE EXCEPTION 'click % is not known',
