@@ -2,9 +2,9 @@
 
 # Copyright (C) The nginx referral module authors
 #
-# README.md against the programs: every directive, variable, setting and
-# command is there, with its contexts; links lead somewhere; the tokens shown
-# verify.
+# README.md against the programs: every directive, variable, setting, metric
+# and command is there, directives with their contexts; links lead somewhere;
+# the tokens shown verify.
 
 use strict;
 use warnings;
@@ -78,6 +78,47 @@ while ($settings =~ /\{ "(\w+)",.*?0?, (NULL|"[^"]*"), \w+, [^}]*\}/gs) {
 }
 
 cmp_ok($n, '>=', 9, 'the settings are found');
+
+# metrics: a row has whole names, ends that are put on the beginning of its
+# first name, and stars
+
+my @rows = map { [ /`(\w[\w*]*)/g ] } $readme =~ /^\| (`referral_.*)$/mg;
+
+
+sub described {
+    my ($metric) = @_;
+
+    for my $row (@rows) {
+        for my $word (@$row) {
+            my $head = $metric;
+
+            return 1 if $word =~ /\*/
+                        && $metric =~ ('^' . $word =~ s/\*/\\w+/gr . '$');
+            return 1 if $word eq $metric;
+            return 1 if $word =~ /^_/ && $head =~ s/\Q$word\E$//
+                        && index($row->[0], $head) == 0;
+        }
+    }
+
+    return 0;
+}
+
+
+my @metrics = $t->read_file("$root/src/worker/stat.c")
+    =~ /"(?:[^"]*\\n)?(referral_worker_\w+)/g;
+
+for ('ngx_http_referral_stat.h', 'ngx_http_referral_status.c') {
+    push @metrics, map { "referral_$_" }
+        $t->read_file("$root/src/module/$_")
+            =~ /(?:^    X\(\w+, |_(?:gauge|family)\(s, )"(\w+)"/mg;
+}
+
+cmp_ok(scalar(@metrics), '>=', 80, 'the metrics are found');
+ok(!described('referral_zone_nonsense'), 'what there is not is not found');
+
+for (sort keys %{ { map { $_ => 1 } @metrics } }) {
+    ok(described($_), "metric $_ is described");
+}
 
 # commands
 
