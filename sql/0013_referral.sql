@@ -920,6 +920,25 @@ GRANT EXECUTE ON FUNCTION referral.attribute(bigint, jsonb, text)
     TO referral_app;
 
 
+-- The codes of touches, the last one first.  To be compared with = ANY: joined
+-- to the elements, all codes would be read while there are some thousands.
+
+CREATE FUNCTION referral.touches_codes(touches jsonb) RETURNS text[]
+    LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+    SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN ARRAY(SELECT t.touch ->> 'code'
+                     FROM jsonb_array_elements(touches) WITH ORDINALITY
+                              t (touch, n)
+                     WHERE t.touch ->> 'code' IS NOT NULL
+                     ORDER BY t.n DESC);
+END
+$$;
+
+REVOKE ALL ON FUNCTION referral.touches_codes(jsonb) FROM PUBLIC;
+
+
 -- The program that is named, or that the last of the touches belongs to.
 
 CREATE FUNCTION referral.referral_program(program_id bigint, touches jsonb)
@@ -932,10 +951,11 @@ DECLARE
 BEGIN
     IF program_id IS NULL THEN
         SELECT g.* INTO p
-            FROM jsonb_array_elements(touches) WITH ORDINALITY t (touch, n)
-                 JOIN referral.code c ON c.code = t.touch ->> 'code'
+            FROM referral.code c
                  JOIN referral.program g ON g.id = c.program_id
-            ORDER BY t.n DESC LIMIT 1;
+            WHERE c.code = ANY (referral.touches_codes(touches))
+            ORDER BY array_position(referral.touches_codes(touches), c.code)
+            LIMIT 1;
 
     ELSE
         SELECT g.* INTO p FROM referral.program g WHERE g.id = program_id;
@@ -1402,8 +1422,8 @@ BEGIN
                                             || w.id), '{}')
             INTO others
             FROM (SELECT c.referrer_id AS id
-                      FROM jsonb_array_elements(touches) t (touch)
-                           JOIN referral.code c ON c.code = t.touch ->> 'code'
+                      FROM referral.code c
+                      WHERE c.code = ANY (referral.touches_codes(touches))
                   UNION
                   SELECT (options ->> 'referrer_id')::bigint) w
             WHERE w.id IS NOT NULL;
@@ -1600,9 +1620,9 @@ BEGIN
 
     PERFORM referral.code_lock((
         SELECT array_agg(c.id)
-            FROM jsonb_array_elements(judged) j
-                 JOIN referral.code c ON c.code = j ->> 'code'
-            WHERE c.max_uses IS NOT NULL));
+            FROM referral.code c
+            WHERE c.code = ANY (referral.touches_codes(judged))
+                  AND c.max_uses IS NOT NULL));
 
     judged := referral.touches_weigh(p, model, judged, referee, at);
 
@@ -2116,13 +2136,15 @@ CREATE FUNCTION referral.referral_expire(at timestamptz DEFAULT now(),
     SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    id    bigint;
-    done  bigint := 0;
+    scope  bigint := referral.organisation_scope();
+    id     bigint;
+    done   bigint := 0;
 BEGIN
     FOR id IN
         SELECT r.id FROM referral.referral r
             WHERE r.status IN ('pending', 'accepted', 'registered')
                   AND r.expires_at <= at
+                  AND (scope IS NULL OR r.organisation_id = scope)
             ORDER BY r.id
             LIMIT slice
             FOR NO KEY UPDATE SKIP LOCKED

@@ -588,6 +588,11 @@ SELECT throws_ok($$ SELECT referral.referral_create(pg_temp.id('p'),
 SELECT is(referral.referral_expire(), 0::bigint, 'nothing yet');
 SELECT is(referral.referral_expire(now() + interval '89 days'), 0::bigint,
           'valid for 90 days');
+SELECT set_config('referral.organisation', referral.organisation_create(
+           'stranger', 'Stranger')::text, true) \g /dev/null
+SELECT is(referral.referral_expire('2099-01-01'), 0::bigint,
+          'another organisation''s time is not passed');
+SELECT set_config('referral.organisation', '', true) \g /dev/null
 SELECT is(referral.referral_expire(now() + interval '91 days', 3), 3::bigint,
           'a slice');
 SELECT cmp_ok(referral.referral_expire(now() + interval '91 days'), '>',
