@@ -662,6 +662,13 @@ AS $$
         GROUP BY t.id, a.unit
         HAVING sum(e.amount) <> 0
     UNION ALL
+    SELECT 'has no transfer, or no account', 'entry', e.transfer_id,
+           format('account %s, entry %s', e.account_id, e.seq)
+        FROM referral.entry e
+             LEFT JOIN referral.transfer t ON t.id = e.transfer_id
+             LEFT JOIN referral.account a ON a.id = e.account_id
+        WHERE t.id IS NULL OR a.id IS NULL
+    UNION ALL
     SELECT 'entries are missing', 'transfer', t.id, t.kind
         FROM referral.transfer t
              LEFT JOIN referral.entry e ON e.transfer_id = t.id

@@ -287,10 +287,14 @@ CREATE TRIGGER ledger_refuse
 -- The newest version of a program's rules, those of codes included; 0: none.
 
 CREATE FUNCTION referral.rule_set_current(program_id bigint) RETURNS int
-    LANGUAGE sql STABLE
+    LANGUAGE plpgsql STABLE
     SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
     RETURN coalesce((SELECT max(s.version) FROM referral.reward_rule_set s
                          WHERE s.program_id = rule_set_current.program_id), 0);
+END
+$$;
 
 REVOKE ALL ON FUNCTION referral.rule_set_current(bigint) FROM PUBLIC;
 
@@ -1203,9 +1207,40 @@ REVOKE ALL ON FUNCTION referral.reward_give(referral.referral, text,
     referral.conversion, int, timestamptz) FROM PUBLIC;
 
 
--- A reward is on its way as long as something of it is left.  What became of
--- it is read off its entries, so whoever posts some (payouts, redemptions,
--- transfers, expiry) calls this for released rewards afterwards.
+-- A released reward is on its way as long as something of it is left.  What
+-- became of it is read off its entries, so whoever posts some (payouts,
+-- redemptions, transfers, expiry) calls reward_refresh() afterwards.
+
+CREATE VIEW referral.reward_state AS
+    SELECT s.id, s.remaining,
+           CASE WHEN remaining > 0 OR reserved > 0 THEN 'approved'
+                WHEN reversed > 0 AND reversed + returned + expired >= amount
+                THEN 'reversed'
+                WHEN paid > 0 THEN 'paid'
+                WHEN redeemed > 0 THEN 'redeemed'
+                WHEN elsewhere > 0 THEN 'transferred'
+                WHEN returned > 0 THEN 'cancelled'
+                WHEN expired > 0 THEN 'expired'
+                WHEN kind = 'cash' THEN 'paid'
+                ELSE 'redeemed' END AS status
+        FROM (SELECT t.id, t.kind, t.amount, t.reversed, t.returned, t.expired,
+                     coalesce(sum(e.amount) FILTER (
+                         WHERE a.id = t.account_id), 0) AS remaining,
+                     coalesce(sum(e.amount) FILTER (
+                         WHERE a.kind = 'reserved'), 0) AS reserved,
+                     coalesce(sum(e.amount) FILTER (
+                         WHERE a.kind = 'paid'), 0) AS paid,
+                     coalesce(sum(e.amount) FILTER (
+                         WHERE a.kind = 'redeemed'), 0) AS redeemed,
+                     coalesce(sum(e.amount) FILTER (
+                         WHERE a.kind = ra.kind AND a.id <> ra.id), 0)
+                         AS elsewhere
+                  FROM referral.reward t
+                       JOIN referral.account ra ON ra.id = t.account_id
+                       JOIN referral.entry e ON e.reward_id = t.id
+                       JOIN referral.account a ON a.id = e.account_id
+                  WHERE t.approved_at IS NOT NULL
+                  GROUP BY t.id, ra.id) s;
 
 CREATE FUNCTION referral.reward_refresh(ids bigint[],
                                         at timestamptz DEFAULT now())
@@ -1217,42 +1252,8 @@ AS $$
         SET status = n.status,
             closed_at = CASE WHEN n.remaining > 0 THEN NULL
                              ELSE coalesce(w.closed_at, at) END
-        FROM (SELECT s.*,
-                     CASE WHEN remaining > 0 OR reserved > 0 THEN 'approved'
-                          WHEN reversed > 0
-                               AND reversed + returned + expired >= amount
-                          THEN 'reversed'
-                          WHEN paid > 0 THEN 'paid'
-                          WHEN redeemed > 0 THEN 'redeemed'
-                          WHEN elsewhere > 0 THEN 'transferred'
-                          WHEN returned > 0 THEN 'cancelled'
-                          WHEN expired > 0 THEN 'expired'
-                          WHEN kind = 'cash' THEN 'paid'
-                          ELSE 'redeemed' END AS status
-                  FROM (SELECT t.id, t.kind, t.amount, t.reversed, t.returned,
-                               t.expired,
-                               coalesce(sum(e.amount) FILTER (
-                                   WHERE a.id = t.account_id), 0)
-                                   AS remaining,
-                               coalesce(sum(e.amount) FILTER (
-                                   WHERE a.kind = 'reserved'), 0) AS reserved,
-                               coalesce(sum(e.amount) FILTER (
-                                   WHERE a.kind = 'paid'), 0) AS paid,
-                               coalesce(sum(e.amount) FILTER (
-                                   WHERE a.kind = 'redeemed'), 0) AS redeemed,
-                               coalesce(sum(e.amount) FILTER (
-                                   WHERE a.kind = ra.kind
-                                         AND a.id <> ra.id), 0) AS elsewhere
-                            FROM referral.reward t
-                                 JOIN referral.account ra
-                                     ON ra.id = t.account_id
-                                 JOIN referral.entry e ON e.reward_id = t.id
-                                 JOIN referral.account a
-                                     ON a.id = e.account_id
-                            WHERE t.id = ANY (ids)
-                                  AND t.approved_at IS NOT NULL
-                            GROUP BY t.id, ra.kind) s) n
-        WHERE w.id = n.id
+        FROM referral.reward_state n
+        WHERE n.id = ANY (ids) AND w.id = n.id
               AND (w.status, w.closed_at IS NULL)
                   IS DISTINCT FROM (n.status, n.remaining > 0)
 $$;
@@ -1861,16 +1862,18 @@ CREATE FUNCTION referral.reward_release(at timestamptz DEFAULT now(),
     SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    w     referral.reward;
-    ids   bigint[];
-    refs  bigint[];
-    why   text;
-    n     int := 0;
+    scope  bigint := referral.organisation_scope();
+    w      referral.reward;
+    ids    bigint[];
+    refs   bigint[];
+    why    text;
+    n      int := 0;
 BEGIN
     SELECT array_agg(c.id), array_agg(DISTINCT c.referral_id) INTO ids, refs
         FROM (SELECT t.id, t.referral_id
                   FROM referral.reward t
                   WHERE t.release_at <= at
+                        AND (scope IS NULL OR t.organisation_id = scope)
                   ORDER BY t.release_at, t.id
                   LIMIT slice) c;
 
@@ -1921,14 +1924,16 @@ CREATE FUNCTION referral.reward_expiring(at timestamptz DEFAULT now(),
     SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    w  referral.reward;
-    n  int := 0;
+    scope  bigint := referral.organisation_scope();
+    w      referral.reward;
+    n      int := 0;
 BEGIN
     FOR w IN
         SELECT *
             FROM referral.reward t
             WHERE t.status = 'approved' AND t.expiring_sent_at IS NULL
                   AND t.expiring_at <= at
+                  AND (scope IS NULL OR t.organisation_id = scope)
             ORDER BY t.expiring_at
             LIMIT slice
             FOR NO KEY UPDATE SKIP LOCKED
@@ -1964,17 +1969,19 @@ CREATE FUNCTION referral.reward_expire(at timestamptz DEFAULT now(),
     SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    w       referral.reward;
-    ids     bigint[];
-    refs    bigint[];
-    left_   bigint;
-    n       int := 0;
+    scope  bigint := referral.organisation_scope();
+    w      referral.reward;
+    ids    bigint[];
+    refs   bigint[];
+    left_  bigint;
+    n      int := 0;
 BEGIN
     SELECT array_agg(c.id), array_agg(DISTINCT c.referral_id) INTO ids, refs
         FROM (SELECT t.id, t.referral_id
                   FROM referral.reward t
                   WHERE t.status = 'approved' AND t.closed_at IS NULL
                         AND t.valid_until <= at
+                        AND (scope IS NULL OR t.organisation_id = scope)
                   ORDER BY t.valid_until, t.id
                   LIMIT slice) c;
 
@@ -2526,6 +2533,59 @@ AS $$
         FROM referral.reward w
              JOIN posted p ON p.reward_id = w.id
         WHERE w.status = 'approved' AND p.remaining <= 0 AND p.reserved <= 0
+    UNION ALL
+    SELECT 'its status is not what its entries say', 'reward', w.id,
+           format('%s, not %s', w.status, n.status)
+        FROM referral.reward w
+             LEFT JOIN referral.reward_state n ON n.id = w.id
+        WHERE CASE WHEN w.approved_at IS NOT NULL
+                   THEN w.status IS DISTINCT FROM n.status
+                   WHEN w.reversed + w.returned < w.amount
+                   THEN w.status NOT IN ('pending', 'held')
+                   ELSE w.status <> CASE WHEN w.returned > 0 THEN 'rejected'
+                                         ELSE 'reversed' END END
+    UNION ALL
+    SELECT 'its account is not its own', 'reward', w.id,
+           format('account %s', w.account_id)
+        FROM referral.reward w
+             LEFT JOIN referral.account a ON a.id = w.account_id
+        WHERE (a.organisation_id, a.unit, a.kind)
+              IS DISTINCT FROM (w.organisation_id, w.unit,
+                                referral.reward_account_kind(w.kind))
+              OR a.referrer_id IS DISTINCT FROM w.referrer_id
+              OR w.referrer_id IS NULL
+                 AND (a.person_id IS DISTINCT FROM w.person_id
+                      OR w.person_id IS NULL
+                         AND a.referral_id IS DISTINCT FROM w.referral_id)
+    UNION ALL
+    SELECT 'is not there, and has entries', 'reward', e.reward_id,
+           format('%s entries', count(*))
+        FROM referral.entry e
+        WHERE e.reward_id IS NOT NULL
+              AND NOT EXISTS (SELECT FROM referral.reward w
+                                  WHERE w.id = e.reward_id)
+        GROUP BY e.reward_id
+    UNION ALL
+    SELECT 'has not the rewards of its answer', 'conversion', c.id,
+           format('reward %s', g.given -> 'reward_id')
+        FROM referral.conversion c,
+             LATERAL jsonb_array_elements(c.answer -> 'rewards') g (given)
+             LEFT JOIN referral.reward w
+                 ON w.id = (g.given -> 'reward_id')::bigint
+        WHERE (w.conversion_id, w.amount, w.unit)
+              IS DISTINCT FROM (c.id, (g.given -> 'amount')::bigint,
+                                g.given ->> 'unit')
+    UNION ALL
+    SELECT 'its value is not what was bought', 'referral', r.id,
+           format('%s, conversions %s', r.value, v.bought)
+        FROM (SELECT c.referral_id,
+                     sum(c.amount - c.refunded) FILTER (
+                         WHERE c.currency = t.currency) AS bought
+                  FROM referral.conversion c
+                       JOIN referral.referral t ON t.id = c.referral_id
+                  GROUP BY c.referral_id) v
+             JOIN referral.referral r ON r.id = v.referral_id
+        WHERE r.value IS DISTINCT FROM v.bought
     UNION ALL
     SELECT 'a debt stands beside what could pay it', 'account', d.account_id,
            format('reward %s: %s', d.reward_id, d.remaining)

@@ -247,7 +247,8 @@ $$;
 
 -- The postings that move an amount between accounts, whose locks are held:
 -- out of the rewards that end first, and of none that has ended already.
--- Null when there is less, or nothing.
+-- Null when there is less, or nothing.  A reward ends where it was earned:
+-- what was given to another, or was paid as credit, is that one's to keep.
 
 CREATE FUNCTION referral.accounts_take(accounts bigint[],
                                        into_accounts bigint[], amount bigint,
@@ -272,7 +273,8 @@ BEGIN
                  LATERAL referral.reward_remains(a.id) r
                  LEFT JOIN referral.reward w ON w.id = r.reward_id
             WHERE r.remaining > 0
-                  AND (w.valid_until IS NULL OR w.valid_until > at)
+                  AND (w.valid_until IS NULL OR w.valid_until > at
+                       OR w.account_id <> a.id)
             ORDER BY w.valid_until NULLS LAST, r.reward_id, a.id
     LOOP
         EXIT WHEN wanted = 0;
@@ -298,10 +300,14 @@ CREATE FUNCTION referral.account_usable(account_id bigint, at timestamptz)
     RETURN (SELECT least(coalesce(sum(l.remaining) FILTER (
                              WHERE l.remaining > 0
                                    AND (w.valid_until IS NULL
-                                        OR w.valid_until > at)), 0),
+                                        OR w.valid_until > at
+                                        OR w.account_id
+                                           <> account_usable.account_id)), 0),
                          coalesce(sum(l.remaining) FILTER (
                              WHERE w.valid_until IS NULL
                                    OR w.valid_until > at
+                                   OR w.account_id
+                                      <> account_usable.account_id
                                    OR l.remaining < 0), 0))::bigint
                 FROM referral.reward_remains(account_id) l
                      LEFT JOIN referral.reward w ON w.id = l.reward_id);
@@ -711,6 +717,8 @@ DECLARE
 BEGIN
     SELECT * INTO y FROM referral.payout_policy q
         WHERE q.next_at <= at
+              AND (referral.organisation_scope() IS NULL
+                   OR q.organisation_id = referral.organisation_scope())
         ORDER BY q.id LIMIT 1
         FOR NO KEY UPDATE SKIP LOCKED;
 
@@ -1805,6 +1813,39 @@ AS $$
         WHERE e.reserved <> CASE WHEN o.status IN ('requested', 'approved')
                                  THEN o.amount ELSE 0 END
               OR e.paid <> CASE o.status WHEN 'paid' THEN o.amount ELSE 0 END
+    UNION ALL
+    SELECT 'its entries are not what was asked for', 'payout', o.id,
+           format('%s of referrer %s, reserved %s',
+                  referral.money_text(o.amount, o.unit), o.referrer_id,
+                  e.reserved)
+        FROM referral.payout o,
+             LATERAL (SELECT sum(e.amount) AS reserved
+                          FROM referral.transfer t
+                               JOIN referral.entry e ON e.transfer_id = t.id
+                               JOIN referral.account a ON a.id = e.account_id
+                          WHERE t.payout_id = o.id
+                                AND t.kind = 'payout_request'
+                                AND a.kind = 'reserved'
+                                AND a.unit = o.unit
+                                AND a.referrer_id = o.referrer_id) e
+        WHERE e.reserved IS DISTINCT FROM o.amount
+    UNION ALL
+    SELECT 'is not there, and has transfers', 'payout', t.payout_id,
+           format('transfer %s', t.id)
+        FROM referral.transfer t
+        WHERE t.payout_id IS NOT NULL
+              AND NOT EXISTS (SELECT FROM referral.payout o
+                                  WHERE o.id = t.payout_id)
+    UNION ALL
+    SELECT 'is not there, and has transfers', 'redemption',
+           split_part(t.idempotency_key, ':', 2)::bigint,
+           format('transfer %s', t.id)
+        FROM referral.transfer t
+        WHERE t.kind IN ('redemption', 'redemption_return')
+              AND NOT EXISTS (SELECT FROM referral.redemption d
+                                  WHERE d.id::text
+                                        = split_part(t.idempotency_key, ':',
+                                                     2))
     UNION ALL
     SELECT 'its entries are not what its status says', 'redemption', d.id,
            format('%s %s: used %s', d.status,

@@ -436,6 +436,37 @@ SELECT is((SELECT count(*) FROM referral.referrals r
                    ON p.id = r.id AND p.direction = r.source), 0::bigint,
           'apart from those of customers');
 
+-- a reward ends where it was earned: given away, or paid as credit, it stays
+
+SELECT referral.conversion_record(:acme, '{"order_ref": "chf", "code":
+           "CID-CODE", "external_id": "swiss", "amount": 10000,
+           "currency": "CHF"}') \g /dev/null
+SELECT referral.reward_transfer(pg_temp.who('cid'), pg_temp.who('dan'),
+           '{"unit": "CHF", "amount": 300, "idempotency_key": "chf"}')
+    \g /dev/null
+SELECT referral.payout_request(pg_temp.who('cid'),
+           '{"unit": "CHF", "amount": 200, "method": "account_credit"}')
+           AS chf \gset
+SELECT referral.payout_approve(:chf), referral.payout_pay(:chf) \g /dev/null
+UPDATE referral.reward SET valid_until = now() WHERE unit = 'CHF';
+SELECT throws_ok($$ SELECT referral.payout_request(pg_temp.who('cid'),
+                        '{"unit": "CHF"}') $$, 'RF108', NULL,
+                 'what has ended is not paid out');
+SELECT referral.reward_expire(now()) \g /dev/null
+SELECT is((SELECT string_agg(f.external_id || ' ' || b.kind || ' '
+                             || b.balance, ', ' ORDER BY 1, b.kind)
+               FROM (SELECT * FROM referral.balances WHERE unit = 'CHF'
+                         AND balance > 0) b
+                    JOIN referral.referrer f ON f.id = b.referrer_id
+               GROUP BY b.unit),
+          'cid credit 200, cid expired 500, dan payable 300', 'it expires');
+SELECT lives_ok($$ SELECT referral.payout_request(pg_temp.who('dan'),
+                       '{"unit": "CHF", "amount": 300}') $$,
+                'the one who was given it has it');
+SELECT is(referral.redeem(:acme, 'chf-2', jsonb_build_object('unit', 'CHF',
+              'referrer_id', pg_temp.who('cid'))) ->> 'amount', '200',
+          'and credit that was paid is used');
+
 -- tenants
 
 SET LOCAL ROLE referral_app;
@@ -447,6 +478,8 @@ SELECT is_empty('SELECT * FROM referral.redemptions', 'nor what was used');
 SELECT is_empty('SELECT * FROM referral.professional_balance', 'nor balances');
 SELECT throws_ok(format('SELECT referral.redeem(%s, ''o'', ''{}'')', :acme),
                  'RF012', NULL, 'uses nothing');
+SELECT is(referral.payout_scheduled('2099-01-01'), 0,
+          'nor asks for others'' scheduled payouts');
 RESET ROLE;
 SELECT set_config('referral.organisation', '', true) \g /dev/null
 
@@ -486,9 +519,51 @@ SELECT is((SELECT coalesce(sum(balance), 0) FROM referral.balances
                WHERE status = 'paid' AND method <> 'account_credit'),
           'what was paid is the sum of payouts');
 UPDATE referral.payout SET amount = amount + 1 WHERE id = :one;
-SELECT is((SELECT string_agg(object || ' ' || object_id, ', ')
+SELECT is((SELECT string_agg(DISTINCT object || ' ' || object_id, ', ')
                FROM referral.ledger_check()), 'payout ' || :one,
           'and the check can fail');
+UPDATE referral.payout SET amount = amount - 1 WHERE id = :one;
+
+CREATE FUNCTION pg_temp.finds(damage text, wanted text) RETURNS SETOF text
+    LANGUAGE plpgsql
+AS $$
+DECLARE
+    found  text[];
+BEGIN
+    BEGIN
+        EXECUTE damage;
+        SELECT array_agg(DISTINCT object || ' ' || problem) INTO found
+            FROM referral.ledger_check();
+        RAISE EXCEPTION 'undo' USING ERRCODE = 'XX999';
+    EXCEPTION WHEN SQLSTATE 'XX999' THEN
+        NULL;
+    END;
+
+    RETURN NEXT is(array_to_string(found, ', '), wanted,
+                   'the check finds: ' || damage);
+END
+$$;
+
+SET CONSTRAINTS ALL IMMEDIATE;
+SET CONSTRAINTS ALL DEFERRED;
+SET LOCAL session_replication_role = replica;
+
+SELECT pg_temp.finds(damage, wanted)
+    FROM (VALUES
+        ('UPDATE referral.payout SET amount = amount + 1'
+         ' WHERE status = ''cancelled''',
+         'payout its entries are not what was asked for'),
+        ('UPDATE referral.payout SET unit = ''JPY'' WHERE status = ''paid''',
+         'payout its entries are not what was asked for'),
+        ('UPDATE referral.payout SET referrer_id = -1'
+         ' WHERE status = ''rejected''',
+         'payout its entries are not what was asked for'),
+        ('DELETE FROM referral.payout WHERE status = ''paid''',
+         'payout is not there, and has transfers'),
+        ('DELETE FROM referral.redemption WHERE status = ''used''',
+         'redemption is not there, and has transfers')) v (damage, wanted);
+
+SET LOCAL session_replication_role = origin;
 
 SELECT * FROM finish();
 

@@ -837,6 +837,13 @@ SELECT is(referral.reward_expiring(now() + interval '3 days'), 1,
 SELECT is(referral.reward_expiring(now() + interval '4 days'), 0, 'once');
 SELECT is(referral.reward_expire(now() + interval '9 days'), 0,
           'valid on the last day');
+SELECT set_config('referral.organisation', referral.organisation_create(
+           'stranger', 'Stranger')::text, true) \g /dev/null
+SELECT is(array[referral.reward_release('2099-01-01'),
+                referral.reward_expiring('2099-01-01'),
+                referral.reward_expire('2099-01-01')], '{0,0,0}',
+          'another organisation''s time is not passed');
+SELECT set_config('referral.organisation', '', true) \g /dev/null
 SELECT is(referral.reward_expire(now() + interval '10 days'), 1, 'then not');
 SELECT is(referral.reward_expire(now() + interval '11 days'), 0, 'once');
 SELECT is(pg_temp.status(:'bought'), 'expired', 'expired');
@@ -1005,6 +1012,27 @@ SELECT pg_temp.finds(damage, wanted)
          'the numbers of referrals have gaps'),
         ('UPDATE referral.reward SET nth = 1 WHERE nth = 3',
          'the rule gives another amount'),
+        ('UPDATE referral.reward SET status = ''expired'''
+         ' WHERE status = ''reversed''',
+         'its status is not what its entries say'),
+        ('UPDATE referral.reward SET status = ''reversed'''
+         ' WHERE status = ''rejected''',
+         'its status is not what its entries say'),
+        ('UPDATE referral.reward SET referrer_id = -1'
+         ' WHERE beneficiary = ''referrer''', 'its account is not its own'),
+        ('UPDATE referral.reward SET unit = ''CHF'' WHERE unit = ''USD''',
+         'its account is not its own'),
+        ('UPDATE referral.account SET kind = ''discount'''
+         ' WHERE kind = ''payable'' AND unit = ''USD''',
+         'its account is not its own'),
+        ('DELETE FROM referral.reward WHERE kind = ''points''',
+         'is not there, and has entries'),
+        ('DELETE FROM referral.reward WHERE kind = ''points''',
+         'has not the rewards of its answer'),
+        ('DELETE FROM referral.transfer WHERE kind = ''reward''',
+         'has no transfer, or no account'),
+        ('UPDATE referral.referral SET value = value + 1'
+         ' WHERE status = ''rewarded''', 'its value is not what was bought'),
         ('UPDATE referral.reward SET amount = amount + 50000,'
          ' uncapped = uncapped + 50000 WHERE unit = ''USD''',
          'the rewards are above the cap')) v (damage, wanted);
