@@ -3,8 +3,8 @@
 -- What is kept about a person: export and erasure.
 --
 -- Personal data stands in person, and beside it in few places: external ids,
--- messages and notes, the hashes that recognise a referee, and the clicks that
--- a referral was made from.  Erasure empties all of them.  Ledger and audit
+-- messages and notes, names of professional partners, the hashes that
+-- recognise a referee, and the clicks that a referral was made from.  Erasure empties all of them.  Ledger and audit
 -- stay as they are: they name rows, not people.  A vanity code is a public
 -- name that clicks are filed under; it is switched off and stays.
 
@@ -20,7 +20,9 @@ CREATE TYPE referral.subject AS (
     persons          bigint[],
     referrers        bigint[],
     referrals        bigint[],              -- as the one who was referred
-    clicks           uuid[]
+    clicks           uuid[],
+    partners         bigint[],              -- as a professional
+    professional     bigint[]               -- as a professional's client
 );
 
 
@@ -85,6 +87,21 @@ BEGIN
                   WHERE r.id = ANY (s.referrals)) t
         WHERE t.click IS NOT NULL;
 
+    SELECT coalesce(array_agg(b.id ORDER BY b.id), '{}') INTO s.partners
+        FROM referral.professional_partner b
+        WHERE b.organisation_id = organisation
+              AND b.person_id = ANY (s.persons);
+
+    SELECT coalesce(array_agg(q.id ORDER BY q.id), '{}') INTO s.professional
+        FROM referral.professional_referral q
+        WHERE q.organisation_id = organisation
+              AND q.subject IN (
+                  SELECT r.referee_external_id FROM referral.referral r
+                      WHERE r.id = ANY (s.referrals)
+                  UNION ALL
+                  SELECT f.external_id FROM referral.referrer f
+                      WHERE f.id = ANY (s.referrers));
+
     RETURN s;
 END
 $$;
@@ -134,6 +151,8 @@ AS $$
 DECLARE
     referrals  bigint[];
     referrers  bigint[];
+    partners   bigint[];
+    persons    bigint[];
     s          referral.subject;
 BEGIN
     PERFORM referral.organisation_check(organisation_id);
@@ -158,12 +177,36 @@ BEGIN
                    OR referral.phone_normal(h.phone)
                       = referral.phone_normal(contact ->> 'phone'));
 
-    s := referral.subject_around(organisation_id, '{}',
+    SELECT coalesce(array_agg(b.id), '{}'),
+           coalesce(array_agg(b.person_id)
+                        FILTER (WHERE b.person_id IS NOT NULL), '{}')
+        INTO partners, persons
+        FROM referral.professional_partner b
+             LEFT JOIN referral.person h ON h.id = b.person_id
+        WHERE b.organisation_id = subject_customer.organisation_id
+              AND (b.external_id = subject_customer.external_id
+                   OR referral.email_normal(h.email)
+                      = referral.email_normal(contact ->> 'email')
+                   OR referral.phone_normal(h.phone)
+                      = referral.phone_normal(contact ->> 'phone'));
+
+    s := referral.subject_around(organisation_id, persons,
                                  coalesce(referrers, '{}'),
                                  coalesce(referrals, '{}'));
     -- once more: other referrals that were made for the rows of person found
-    RETURN referral.subject_around(organisation_id, s.persons, s.referrers,
-                                   s.referrals);
+    s := referral.subject_around(organisation_id, s.persons, s.referrers,
+                                 s.referrals);
+
+    s.partners := ARRAY(SELECT unnest(s.partners) UNION SELECT unnest(partners)
+                            ORDER BY 1);
+    s.professional := ARRAY(
+        SELECT unnest(s.professional)
+        UNION
+        SELECT q.id FROM referral.professional_referral q
+            WHERE q.organisation_id = subject_customer.organisation_id
+                  AND q.subject = subject_customer.external_id
+        ORDER BY 1);
+    RETURN s;
 END
 $$;
 
@@ -187,7 +230,8 @@ BEGIN
                                  NULL, reason)
         FROM unnest(s.persons) p;
 
-    -- $1 persons, $2 referrers, $3 referrals, $4 clicks
+    -- $1 persons, $2 referrers, $3 referrals, $4 clicks, $5 partners,
+    -- $6 referrals between professionals
 
     FOR part IN
         SELECT * FROM (VALUES
@@ -203,6 +247,10 @@ BEGIN
             ('reward', 't.referrer_id = ANY ($2) OR t.person_id = ANY ($1)'
              ' OR t.referral_id = ANY ($3) AND t.beneficiary = ''referee'''),
             ('payout', 't.referrer_id = ANY ($2)'),
+            ('redemption',
+             't.referrer_id = ANY ($2) OR t.referral_id = ANY ($3)'),
+            ('professional_partner', 't.id = ANY ($5)'),
+            ('professional_referral', 't.id = ANY ($6)'),
             ('account', 't.referrer_id = ANY ($2) OR t.person_id = ANY ($1)'),
             ('ledger', 't.referrer_id = ANY ($2) OR t.person_id = ANY ($1)'),
             ('interaction', 't.id = ANY ($4) AND t.occurred_at IN (SELECT'
@@ -223,10 +271,12 @@ BEGIN
                                 ' - ''{request_hash,answer}''::text[]'
                             WHEN 'refund' THEN
                                 ' - ''{request_hash,answer}''::text[]'
+                            WHEN 'redemption' THEN ' - ''request_hash'''
                             ELSE '' END,
                        part.name, part.condition)
             INTO rows_
-            USING s.persons, s.referrers, s.referrals, s.clicks;
+            USING s.persons, s.referrers, s.referrals, s.clicks, s.partners,
+                  s.professional;
         result := result || jsonb_build_object(part.name, rows_);
     END LOOP;
 
@@ -299,12 +349,26 @@ BEGIN
             notes = CASE WHEN r.id = ANY (s.referrals)
                 THEN NULL ELSE r.notes END,
             message = NULL,
+            idempotency_key = CASE WHEN r.id = ANY (s.referrals)
+                THEN NULL ELSE r.idempotency_key END,
             request_hash = CASE WHEN r.id = ANY (s.referrals)
                 THEN NULL ELSE r.request_hash END
         WHERE r.id = ANY (s.referrals)
               OR r.referrer_id = ANY (s.referrers) AND r.message IS NOT NULL;
     GET DIAGNOSTICS n = ROW_COUNT;
     result := result || jsonb_build_object('referral', n);
+
+    UPDATE referral.professional_partner b
+        SET name = 'erased ' || b.id, external_id = NULL, active = false
+        WHERE b.id = ANY (s.partners);
+    GET DIAGNOSTICS n = ROW_COUNT;
+    result := result || jsonb_build_object('professional_partner', n);
+
+    UPDATE referral.professional_referral q
+        SET subject = NULL, notes = NULL, idempotency_key = NULL
+        WHERE q.id = ANY (s.professional);
+    GET DIAGNOSTICS n = ROW_COUNT;
+    result := result || jsonb_build_object('professional_referral', n);
 
     -- events name the application's id of the referee, for 30 days
 

@@ -139,7 +139,8 @@ SELECT throws_ok($$ SELECT referral.person_erase(0, 'x') $$, 'RF124', NULL,
                  'nor somebody who is not there');
 
 SELECT is(referral.customer_erase(pg_temp.id('o'), 'u-xaver', NULL, 'asked')
-              - '{referee_identity,event}'::text[],
+              - '{referee_identity,event,professional_partner,'
+                 'professional_referral}'::text[],
           '{"person": 1, "code": 0, "referrer": 0, "referral": 1,'
           ' "interaction": 1}'::jsonb, 'Xaver is erased');
 SELECT is(pg_temp.holds('xaver'), '', 'no table names him');
@@ -158,7 +159,8 @@ SELECT is((SELECT sum(amount * (transfer_id % 97)) FROM referral.entry)::text,
 SELECT is_empty($$ SELECT * FROM referral.ledger_check() $$, 'and adds up');
 
 SELECT is(referral.customer_erase(pg_temp.id('o'), 'u-zanna', NULL, 'asked')
-              - '{referee_identity,event}'::text[],
+              - '{referee_identity,event,professional_partner,'
+                 'professional_referral}'::text[],
           '{"person": 1, "code": 1, "referrer": 1, "referral": 1,'
           ' "interaction": 0}'::jsonb, 'a referrer is erased');
 SELECT is(pg_temp.holds('zanna'), '', 'no table names her');
@@ -191,6 +193,36 @@ SELECT referral.person_erase((SELECT person_id FROM referral.referral
     \g /dev/null
 SELECT is(pg_temp.holds('wanda'), '', 'whoever named her, she is erased');
 SELECT is(pg_temp.holds('weiss'), 'person', 'somebody else is not');
+
+-- professionals, and whom they were sent
+
+SELECT pg_temp.keep('vet', referral.professional_partner_ensure(
+           pg_temp.id('o'), 'Dr. Yvonne Yves', '{"external_id": "yves-1"}',
+           '{"email": "yves@example.com"}')),
+       pg_temp.keep('doctor', referral.professional_partner_ensure(
+           pg_temp.id('o'), 'Dr. Zorn')) \g /dev/null
+SELECT referral.professional_referral_record(pg_temp.id('vet'), 'sent',
+           '{"subject": "u-quentin", "notes": "Quentin limps",
+             "idempotency_key": "quentin/1"}'),
+       referral.professional_referral_record(pg_temp.id('doctor'), 'sent',
+           '{"subject": "u-quirin"}') \g /dev/null
+SELECT referral.referral_create(pg_temp.id('p'),
+           '{"code": "CODE-B", "external_id": "u-quentin",
+             "idempotency_key": "invite quentin"}') \g /dev/null
+SELECT is((SELECT jsonb_array_length(x -> 'professional_referral')
+               FROM referral.customer_export(pg_temp.id('o'), 'u-quentin') x),
+          1, 'a client of professionals is told of it');
+SELECT is((SELECT x -> 'professional_partner' -> 0 ->> 'name'
+               FROM referral.customer_export(pg_temp.id('o'), NULL,
+                        '{"email": "Yves@example.com"}') x),
+          'Dr. Yvonne Yves', 'and a professional');
+SELECT referral.customer_erase(pg_temp.id('o'), 'u-quentin', NULL, 'asked'),
+       referral.customer_erase(pg_temp.id('o'), NULL,
+           '{"email": "yves@example.com"}', 'asked') \g /dev/null
+SELECT is(pg_temp.holds('quentin') || pg_temp.holds('yves')
+          || pg_temp.holds('yvonne'), '', 'both are erased');
+SELECT is(pg_temp.holds('quirin') || ' ' || pg_temp.holds('zorn'),
+          'professional_referral professional_partner', 'others are not');
 
 -- visitors
 
