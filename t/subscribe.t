@@ -330,6 +330,103 @@ subtest 'versions' => sub {
 };
 
 
+# a name with two addresses: one server is not told of the other's changes
+
+subtest 'the server of lookups' => sub {
+
+    plan(skip_all => 'nothing can be preloaded before the sanitizers')
+        if $ENV{REFERRAL_ASAN};
+
+    my $t = Referral::Test->new();
+    my $one = $t->redis(tcp => 1);
+    my $two = $t->redis(name => 'two', port => $one->port(),
+                        args => [ '--bind', '127.0.0.2' ]);
+
+    $t->write_file('names.c', q{
+        #include <arpa/inet.h>
+        #include <dlfcn.h>
+        #include <netdb.h>
+        #include <string.h>
+
+        int
+        getaddrinfo(const char *node, const char *service,
+            const struct addrinfo *hints, struct addrinfo **res)
+        {
+            int               rc;
+            struct addrinfo  *two;
+            int             (*next)(const char *, const char *,
+                                    const struct addrinfo *,
+                                    struct addrinfo **);
+
+            *(void **) &next = dlsym(RTLD_NEXT, "getaddrinfo");
+
+            if (strcmp(node, "redis.example") != 0) {
+                return next(node, service, hints, res);
+            }
+
+            rc = next("127.0.0.1", service, hints, res);
+
+            if (rc == 0) {
+                (*res)->ai_next = NULL;
+                rc = next("127.0.0.2", service, hints, &two);
+                (*res)->ai_next = two;
+            }
+
+            return rc;
+        }
+    });
+
+    my $built = $t->run($ENV{CC} // 'gcc', '-D_GNU_SOURCE', '-shared', '-fPIC',
+                        '-o', $t->path('names.so'), $t->path('names.c'));
+
+    is($built->{status}, 0, 'built') or diag($built->{output});
+
+    {
+        local $ENV{LD_PRELOAD} = $t->path('names.so');
+        $t->nginx(http => 'referral_zone 1m valid=60s; referral_redis'
+                          . ' redis://redis.example:' . $one->port() . ';',
+                  server => $server, status => 1);
+    }
+
+    ok(covered($t), 'covered');
+    publish($one, 'C', 1);
+    is(show($t, 'C'), '302 miss 1', 'by the first of two');
+
+    my $named = sub {
+        return scalar(grep { /name=referral-\d+-\Q$_[1]\E / }
+                      split(/\n/, $_[0]->cmd('CLIENT', 'LIST')));
+    };
+
+    # it takes lookups, and no second connection
+
+    $one->cmd('CONFIG', 'SET', 'maxclients', 2);
+    $one->cmd('CLIENT', 'KILL', 'TYPE', 'pubsub');
+    ok($t->wait_for(sub { !value($t, 'zone_covered') }, 10), 'refused');
+    sleep(0.5);
+
+    ok(!$named->($two, 'subscribe'), 'another server is not the one to hear');
+    is($named->($one, 'lookup'), 1, 'of what is read here');
+    publish($one, 'C', 2);
+    soon($t, 'C', qr/^302 \w+ 2$/, 'it is read again');
+
+    $one->cmd('CONFIG', 'SET', 'maxclients', 100);
+    ok(covered($t), 'covered again');
+    is($named->($one, 'subscribe'), 1, 'by the first');
+
+    # when that is gone, both go
+
+    $two->cmd('HSET', 'referral:code:C', url => 'https://example.com/3',
+              version => 3);
+    $one->stop();
+    ok($t->wait_for(sub { $named->($two, 'lookup')
+                          && $named->($two, 'subscribe') }, 10), 'both');
+    ok(covered($t), 'covered by the second');
+    soon($t, 'C', qr/^302 \w+ 3$/, 'what it has');
+
+    $t->done();
+};
+
+
 subtest 'all have changed' => sub {
 
     my ($t, $redis) = start(workers => 2,

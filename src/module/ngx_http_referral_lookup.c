@@ -549,9 +549,17 @@ ngx_http_referral_lookup_init_process(ngx_cycle_t *cycle,
     /* without it every miss is unverified, which is no reason not to serve */
 
     lookup->link = ngx_http_referral_redis_create(cycle, rmcf->redis,
-                                               &ngx_http_referral_lookup_use);
+                                               &ngx_http_referral_lookup_use,
+                                               NULL);
 
     return NGX_OK;
+}
+
+
+ngx_http_referral_redis_t *
+ngx_http_referral_lookup_link(void)
+{
+    return ngx_http_referral_lookups.link;
 }
 
 

@@ -12,6 +12,7 @@
 
 
 #include "ngx_http_referral.h"
+#include "ngx_http_referral_redis.h"
 
 
 /* requests of one worker that may wait for Redis at a time */
@@ -25,6 +26,9 @@ void ngx_http_referral_lookup_exit_process(void);
 
 /* reads that were held back at the start go out */
 void ngx_http_referral_lookup_release(void);
+
+/* whose address the subscription takes; NULL: there is none */
+ngx_http_referral_redis_t *ngx_http_referral_lookup_link(void);
 
 /* the server was heard on another connection */
 void ngx_http_referral_lookup_hurry(void);

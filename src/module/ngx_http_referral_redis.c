@@ -55,7 +55,8 @@ static u_char *ngx_http_referral_redis_log_error(ngx_log_t *log, u_char *buf,
 ngx_http_referral_redis_t *
 ngx_http_referral_redis_create(ngx_cycle_t *cycle,
     ngx_http_referral_redis_conf_t *conf,
-    const ngx_http_referral_redis_use_t *use)
+    const ngx_http_referral_redis_use_t *use,
+    ngx_http_referral_redis_t *leader)
 {
     ngx_http_referral_redis_t  *link;
 
@@ -66,6 +67,7 @@ ngx_http_referral_redis_create(ngx_cycle_t *cycle,
 
     link->conf = conf;
     link->use = use;
+    link->leader = leader;
     link->timeout = use->timeout ? use->timeout : conf->timeout;
     link->hopeful = 1;
 
@@ -227,6 +229,14 @@ ngx_http_referral_redis_queue(ngx_http_referral_redis_t *link,
 void
 ngx_http_referral_redis_hurry(ngx_http_referral_redis_t *link)
 {
+    if (link->leader && link->addr != link->leader->addr
+        && link->state != NGX_HTTP_REFERRAL_REDIS_DOWN)
+    {
+        ngx_http_referral_redis_close(link);
+        ngx_http_referral_redis_connect(link);
+        return;
+    }
+
     if ((link->open || link->state == NGX_HTTP_REFERRAL_REDIS_DOWN)
         && link->retry.timer_set)
     {
@@ -553,7 +563,7 @@ ngx_http_referral_redis_fail(ngx_http_referral_redis_t *link)
         return;
     }
 
-    if (was != NGX_HTTP_REFERRAL_REDIS_READY) {
+    if (was != NGX_HTTP_REFERRAL_REDIS_READY && link->leader == NULL) {
 
         link->addr = (link->addr + 1) % link->conf->naddrs;
 

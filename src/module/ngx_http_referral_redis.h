@@ -73,10 +73,15 @@ typedef struct {
  */
 char *ngx_http_referral_redis(ngx_conf_t *cf, ngx_command_t *cmd, void *conf);
 
-/* makes this worker's link and starts to connect; NULL only without memory */
+/*
+ * Makes this worker's link and starts to connect; NULL only without memory.
+ * Of several addresses a link takes one that answers, or that of its leader,
+ * if it has one.
+ */
 ngx_http_referral_redis_t *ngx_http_referral_redis_create(ngx_cycle_t *cycle,
     ngx_http_referral_redis_conf_t *conf,
-    const ngx_http_referral_redis_use_t *use);
+    const ngx_http_referral_redis_use_t *use,
+    ngx_http_referral_redis_t *leader);
 void ngx_http_referral_redis_destroy(ngx_http_referral_redis_t *link);
 
 /*
@@ -104,7 +109,10 @@ ngx_int_t ngx_http_referral_redis_optional(ngx_http_referral_redis_t *link,
     int argc, const char **argv, const size_t *argvlen,
     ngx_http_referral_redis_pt handler, void *data);
 
-/* the server was heard elsewhere: a link that waits to try again need not */
+/*
+ * The server was heard elsewhere: a link that waits to try again need not, and
+ * one whose leader has another address by now goes there.
+ */
 void ngx_http_referral_redis_hurry(ngx_http_referral_redis_t *link);
 
 

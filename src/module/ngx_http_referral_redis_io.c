@@ -82,6 +82,10 @@ ngx_http_referral_redis_connect(ngx_http_referral_redis_t *link)
     ngx_addr_t        *addr;
     ngx_connection_t  *c;
 
+    if (link->leader) {
+        link->addr = link->leader->addr;
+    }
+
     addr = &link->conf->addrs[link->addr];
 
     ngx_memzero(&link->peer, sizeof(ngx_peer_connection_t));

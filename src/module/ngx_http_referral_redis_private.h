@@ -58,6 +58,7 @@ struct ngx_http_referral_redis_s {
     ngx_http_referral_redis_conf_t    *conf;
 
     const ngx_http_referral_redis_use_t  *use;
+    ngx_http_referral_redis_t         *leader;     /* or NULL */
 
     ngx_msec_t                         timeout;    /* of a command */
 

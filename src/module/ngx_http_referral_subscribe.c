@@ -145,7 +145,8 @@ ngx_http_referral_subscribe_init_process(ngx_cycle_t *cycle,
     ngx_add_timer(&sub->tick, NGX_HTTP_REFERRAL_SUBSCRIBE_START);
 
     sub->link = ngx_http_referral_redis_create(cycle, rmcf->redis,
-                                            &ngx_http_referral_subscribe_use);
+                                            &ngx_http_referral_subscribe_use,
+                                            ngx_http_referral_lookup_link());
     if (sub->link == NULL) {
         sub->starting = 0;
     }
