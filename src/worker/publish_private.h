@@ -51,7 +51,7 @@ typedef enum {
 
 /*
  * Takes the fence.  generation and batch are what Redis has, -1: nothing;
- * above is set when it has a higher fence, which was left alone.
+ * above is set when it has that fence or a higher one, which was left alone.
  */
 int referral_publish_take(referral_publish_t *p, int64_t *generation,
     int64_t *batch, unsigned *ready, int64_t *above);

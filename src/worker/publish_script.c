@@ -62,14 +62,15 @@ static int64_t referral_publish_number(const redisReply *reply);
 
 /*
  * A fence that is no number, or beyond all that ever will be, was not set by
- * a publisher.
+ * a publisher.  No fence is taken twice: one that is the same was given by a
+ * copy of this database.
  */
 
 static const char  referral_publish_take_script[] =
     "local p = redis.call('HMGET', KEYS[1], 'generation', 'batch', 'ready',"
     "                     'fence')\n"
     "local f = tonumber(p[4] or '')\n"
-    "if f and f > tonumber(ARGV[1]) and f < 1e12 then\n"
+    "if f and f >= tonumber(ARGV[1]) and f < 1e12 then\n"
     "  return {'above', p[4]}\n"
     "end\n"
     "if p[1] then redis.call('HSET', KEYS[1], 'fence', ARGV[1]) end\n"
