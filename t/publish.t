@@ -281,6 +281,33 @@ $p->t()->write_file('password', "geheim\n");
 is_deeply([ $p->settle() ], [], 'the right one, without a reload');
 unlike($w->output(), qr/geheim|falsch/, 'and none in the log');
 
+# a user with the rights that README.md names, and no others
+
+my ($rights) = $p->t()->read_file($p->t()->root() . '/README.md')
+    =~ /`ACL SETUSER publisher on >PASSWORD ([^`]+)`/;
+my $port = $p->t()->port('acl');
+
+$redis->cmd('ACL', 'SETUSER', 'publisher', 'on', '>geheim',
+            split(' ', $rights));
+$redis->cmd('CONFIG', 'SET', 'port', $port);
+$w->configure(%{ $w->{conf} }, redis => "redis://publisher\@127.0.0.1:$port");
+$w->hup();
+ok($p->t()->wait_for(sub { $redis->cmd('CLIENT', 'LIST')
+                           =~ / user=publisher / }, 5), 'another user');
+
+my $so_far = length($w->output());
+
+$p->sql('SELECT referral.publish_request(true)');
+$p->sql("SELECT referral.program_set_status(1, 'paused')");
+is_deeply([ $p->settle() ], [], 'all is published by it');
+$p->sql("SELECT referral.program_set_status(1, 'active')");
+$redis->cmd('HSET', 'referral:code:WRONG', 'code_id', 99999);
+$redis->cmd('DEL', 'referral:publisher');
+ok($p->t()->wait_for(sub { (publisher()->{ready} // 0) == 1 }, 5),
+   'and all anew');
+is_deeply([ $p->settle() ], [], 'without what does not belong there');
+unlike(substr($w->output(), $so_far), qr/NOPERM|ACL/, 'it may do all it does');
+
 # how long it takes
 
 my @took;

@@ -1015,6 +1015,26 @@ subtest 'not allowed to subscribe' => sub {
     like($lines[1] . $lines[0], qr/\+srandmember/, 'for the set, too');
     unlike($t->log(), qr/is not usable/, 'lookups are not concerned');
 
+    # the rights that README.md names, and no others
+
+    my ($rights) = $t->read_file($t->root() . '/README.md')
+        =~ /`ACL SETUSER edge on >PASSWORD ([^`]+)`/;
+
+    $redis->cmd('ACL', 'SETUSER', 'right', 'reset', 'on', '>pw',
+                split(' ', $rights));
+    $t->reconfigure(http => "referral_zone 1030k valid=60s; "
+                    . "referral_redis redis://right\@127.0.0.1:$port "
+                    . "password_file=%%DIR%%/pw;",
+                    server => $server, status => 1);
+    soon($t, 'A', qr/^302 hit new$/, 'a code is read');
+    $redis->code('A', url => 'https://example.com/newer');
+    $redis->cmd('PUBLISH', 'referral:invalidate', 'A 7');
+    soon($t, 'A', qr/^302 \w+ newer$/, 'and its change is heard');
+
+    my $forbidden = join(' ', map { @$_ } @{ $redis->cmd('ACL', 'LOG') });
+    like($forbidden, qr/username mute/, 'what is forbidden is in a log');
+    unlike($forbidden, qr/username right/, 'nothing was to this user');
+
     $t->done();
 };
 
