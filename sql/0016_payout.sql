@@ -775,6 +775,28 @@ END
 $$;
 
 
+-- When a day begins in a time zone.  Where clocks are put back from one to
+-- midnight, as on the Azores, that hour comes twice: the first one counts.
+
+CREATE FUNCTION referral.day_begins(day date, time_zone text)
+    RETURNS timestamptz
+    LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+    SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    midnight  timestamptz := day::timestamp AT TIME ZONE time_zone;
+BEGIN
+    IF ((midnight - interval '1 hour') AT TIME ZONE time_zone)::date = day THEN
+        RETURN midnight - interval '1 hour';
+    END IF;
+
+    RETURN midnight;
+END
+$$;
+
+REVOKE ALL ON FUNCTION referral.day_begins(date, text) FROM PUBLIC;
+
+
 -- A referrer's statement for days of the organisation, both included: per
 -- account and unit what there was, what moved, what there is.  Conversions
 -- are booked at the time they are said to have occurred at.
@@ -789,8 +811,8 @@ CREATE FUNCTION referral.statement_lines(of_referrer bigint, from_day date,
     SET search_path = pg_catalog, pg_temp
 AS $$
     WITH period AS (
-        SELECT from_day::timestamp AT TIME ZONE o.time_zone AS since,
-               (until_day + 1)::timestamp AT TIME ZONE o.time_zone AS until
+        SELECT referral.day_begins(from_day, o.time_zone) AS since,
+               referral.day_begins(until_day + 1, o.time_zone) AS until
             FROM referral.referrer f
                  JOIN referral.organisation o ON o.id = f.organisation_id
             WHERE f.id = of_referrer

@@ -42,7 +42,8 @@ COMMENT ON TABLE referral.rollup IS
 COMMENT ON COLUMN referral.rollup.part IS
     'edge: from interactions; ledger: from referrals, conversions, rewards';
 COMMENT ON COLUMN referral.rollup.cost IS
-    'rewards in money that were earned that day, less what was reversed';
+    'rewards in money that were earned that day, less what was taken back or'
+    ' has expired since';
 
 CREATE TABLE referral.rollup_referrer (
     program_id   bigint  NOT NULL,
@@ -287,8 +288,8 @@ DECLARE
     begins  timestamptz;
     ends    timestamptz;
 BEGIN
-    SELECT min(of_day::timestamp AT TIME ZONE p.time_zone),
-           max((of_day + 1)::timestamp AT TIME ZONE p.time_zone)
+    SELECT min(referral.day_begins(of_day, p.time_zone)),
+           max(referral.day_begins(of_day + 1, p.time_zone))
         INTO begins, ends
         FROM referral.program p WHERE p.id = ANY (programs);
 
@@ -305,8 +306,8 @@ BEGIN
 
     WITH program AS MATERIALIZED (
         SELECT p.id,
-               of_day::timestamp AT TIME ZONE p.time_zone AS low,
-               (of_day + 1)::timestamp AT TIME ZONE p.time_zone AS high
+               referral.day_begins(of_day, p.time_zone) AS low,
+               referral.day_begins(of_day + 1, p.time_zone) AS high
             FROM referral.program p WHERE p.id = ANY (programs)
     ), fine AS MATERIALIZED (
         SELECT p.id AS program_id, i.country, i.source,
@@ -383,8 +384,8 @@ BEGIN
     money := coalesce(p.currency, (SELECT o.currency
                                       FROM referral.organisation o
                                       WHERE o.id = p.organisation_id));
-    begins := of_day::timestamp AT TIME ZONE p.time_zone;
-    ends := (of_day + 1)::timestamp AT TIME ZONE p.time_zone;
+    begins := referral.day_begins(of_day, p.time_zone);
+    ends := referral.day_begins(of_day + 1, p.time_zone);
 
     DELETE FROM referral.rollup r
         WHERE r.program_id = program AND r.day = of_day
@@ -423,11 +424,11 @@ BEGIN
             WHERE c.program_id = program AND c.currency = money
                   AND f.occurred_at >= begins AND f.occurred_at < ends
         UNION ALL
-        SELECT w.referral_id, 0, 0, 0, 0, 0, 0, w.amount - w.reversed
+        SELECT w.referral_id, 0, 0, 0, 0, 0, 0,
+               greatest(w.amount - w.reversed - w.returned - w.expired, 0)
             FROM referral.reward w
             WHERE w.program_id = program AND w.unit = money
                   AND w.earned_at >= begins AND w.earned_at < ends
-                  AND w.status NOT IN ('rejected', 'cancelled', 'expired')
     ), fine AS MATERIALIZED (
         SELECT r.country, r.source,
                coalesce(k.campaign, r.campaign) AS campaign, r.variant_id,

@@ -447,9 +447,9 @@ BEGIN
                   FROM referral.referral r
                   WHERE r.program_id = time_to_conversion.program_id
                         AND r.converted_at
-                            >= low::timestamp AT TIME ZONE zone
+                            >= referral.day_begins(low, zone)
                         AND r.converted_at
-                            < (high + 1)::timestamp AT TIME ZONE zone) t;
+                            < referral.day_begins(high + 1, zone)) t;
 END
 $$;
 
@@ -496,8 +496,8 @@ BEGIN
                referral.share(count(r.converted_at), count(*))
             FROM referral.referral r
             WHERE r.program_id = cohorts.program_id
-                  AND r.created_at >= low::timestamp AT TIME ZONE zone
-                  AND r.created_at < (high + 1)::timestamp AT TIME ZONE zone
+                  AND r.created_at >= referral.day_begins(low, zone)
+                  AND r.created_at < referral.day_begins(high + 1, zone)
             GROUP BY 1
             ORDER BY 1;
 END
@@ -688,9 +688,9 @@ BEGIN
                                         WHERE n.reward_id = w.id) e
                       WHERE w.program_id = reward_outcomes.program_id
                             AND w.earned_at
-                                >= low::timestamp AT TIME ZONE zone
+                                >= referral.day_begins(low, zone)
                             AND w.earned_at
-                                < (high + 1)::timestamp AT TIME ZONE zone
+                                < referral.day_begins(high + 1, zone)
                       GROUP BY 1, 2, 3) t
             ORDER BY 1 DESC, 2, 3;
 END
@@ -744,8 +744,8 @@ BEGIN
                                    ON t.id = n.transfer_id
                           WHERE n.reward_id = w.id) e
         WHERE w.program_id = p.id
-              AND w.earned_at >= low::timestamp AT TIME ZONE p.time_zone
-              AND w.earned_at < (high + 1)::timestamp AT TIME ZONE p.time_zone;
+              AND w.earned_at >= referral.day_begins(low, p.time_zone)
+              AND w.earned_at < referral.day_begins(high + 1, p.time_zone);
 
     accuracy := referral.share(correct, rewards);
     paid_accuracy := referral.share(paid - overpaid, paid);
@@ -942,13 +942,16 @@ BEGIN
         'earnings', (
             SELECT coalesce(jsonb_agg(to_jsonb(t) ORDER BY t.unit), '[]')
                 FROM (SELECT w.unit, count(*) AS rewards,
-                             sum(w.amount - w.reversed) FILTER (WHERE
+                             sum(w.net) FILTER (WHERE
                                  w.status IN ('pending', 'held')) AS pending,
-                             sum(w.amount - w.reversed) FILTER (WHERE
+                             sum(w.net) FILTER (WHERE
                                  w.status = 'approved') AS approved,
-                             sum(w.amount - w.reversed) FILTER (WHERE
+                             sum(w.net) FILTER (WHERE
                                  w.status IN ('paid', 'redeemed')) AS paid
-                          FROM referral.reward w
+                          FROM (SELECT r.*, greatest(r.amount - r.reversed
+                                               - r.returned - r.expired, 0)
+                                           AS net
+                                    FROM referral.reward r) w
                           WHERE w.referrer_id = f.id
                                 AND w.beneficiary = 'referrer'
                           GROUP BY 1) t),

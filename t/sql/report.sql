@@ -325,5 +325,44 @@ SELECT throws_ok($$ SELECT referral.program_dashboard(pg_temp.id('la')) $$,
 SELECT throws_ok($$ SELECT referral.partner_page(pg_temp.id('anna')) $$,
                  'RF123', NULL, 'nor a page of a partner');
 
+-- where the hour after midnight comes twice, and what was taken back in part
+
+SELECT set_config('referral.organisation', '', true) \g /dev/null
+SELECT pg_temp.keep('az', referral.program_create(pg_temp.id('o'), 'az', 'AZ',
+           '{"landing_url": "https://example.com/",'
+           ' "time_zone": "Atlantic/Azores"}')) \g /dev/null
+SELECT referral.reward_rules_set(pg_temp.id('az'),
+           '[{"kind": "cash", "rate_bp": 1000, "times": null}]'),
+       referral.program_set_status(pg_temp.id('az'), 'active'),
+       referral.code_create(pg_temp.id('az'), pg_temp.id('ben'), 'AZ-BEN')
+    \g /dev/null
+SELECT referral.conversion_record(pg_temp.id('o'), jsonb_build_object(
+           'order_ref', 'az' || n, 'external_id', 'az' || n,
+           'code', 'AZ-BEN', 'amount', (10 ^ n)::bigint * 100,
+           'occurred_at', '2025-10-25 22:10Z'::timestamptz
+                          + n * interval '50 minutes'))
+    FROM generate_series(0, 5) n \g /dev/null
+SELECT referral.payout_request(pg_temp.id('ben'), '{"amount": 40}'),
+       referral.reward_cancel(w.id, 'no') FROM referral.reward w
+    WHERE w.program_id = pg_temp.id('az') AND w.amount = 100 \g /dev/null
+SELECT referral.rollup_refresh('1 minute', '0') \g /dev/null
+SELECT results_eq(
+    $$ SELECT r.day, sum(r.revenue)::bigint, sum(r.cost)::bigint
+           FROM referral.rollup r
+           WHERE r.program_id = pg_temp.id('az') AND r.conversions > 0
+           GROUP BY 1 ORDER BY 1 $$,
+    $$ SELECT (c.occurred_at AT TIME ZONE 'Atlantic/Azores')::date,
+              sum(c.amount)::bigint, sum(-x.spent)::bigint
+           FROM referral.conversion c,
+                LATERAL (SELECT sum(e.amount) AS spent
+                             FROM referral.reward w
+                                  JOIN referral.entry e ON e.reward_id = w.id
+                                  JOIN referral.account a
+                                      ON a.id = e.account_id
+                             WHERE w.conversion_id = c.id
+                                   AND a.kind = 'expense') x
+           WHERE c.program_id = pg_temp.id('az')
+           GROUP BY 1 ORDER BY 1 $$, 'each hour is of its day');
+
 SELECT * FROM finish();
 ROLLBACK;
