@@ -437,7 +437,7 @@ SELECT is((SELECT string_agg(d.outcome, ' ')
 -- three of 200, artist 800, singer 300, summer 300, saver 150: 10,050.00 of
 -- ten, of which 450.00 were given back.  Fees: 90 - 45 + 300 (third's 500 were
 -- refused) and 20 + 20 + 40 + 50 + 25 + 60 + 30 + 40 are 630.00; welcome to
--- four who registered 120.00: 750.00.  Spent: 250.00.
+-- four who registered 120.00, of which 10.00 expired: 740.00.  Spent: 250.00.
 
 SELECT pg_temp.click('ALMA', 'redirect', 'facebook')
     FROM generate_series(1, 19) \g /dev/null
@@ -449,8 +449,8 @@ SELECT is((SELECT concat_ws(' ', clicks, converted, conversion_rate, revenue,
                             net, cost, cost_per_acquisition, roi)
                FROM referral.program_figures(:program, current_date - 5,
                                              current_date + 5)),
-          -- 1000 / 10 = 100.00; (9600 - 1000) / 1000 = 8.6
-          '20 10 0.5000 1005000 960000 75000 10000 8.6000',
+          -- 990 / 10 = 99.00; (9600 - 990) / 990 = 8.697
+          '20 10 0.5000 1005000 960000 74000 9900 8.6970',
           'figures: program');
 SELECT is((SELECT string_agg(concat_ws(' ', rank, external_id, clicks,
                              converted, conversion_rate, revenue), ', ')
