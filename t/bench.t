@@ -13,9 +13,6 @@ use Test::More;
 use Referral::Test;
 
 
-my $t = Referral::Test->new();
-my $bench = $t->root() . '/tools/bench';
-
 if ($ENV{REFERRAL_ASAN}) {
     plan(skip_all => 'nothing is measured with sanitizers');
 }
@@ -29,6 +26,9 @@ for (qw(wrk h2load valgrind)) {
 
 plan(skip_all => 'needs libnginx-mod-http-lua: tools/packages bench')
     unless -e '/usr/lib/nginx/modules/ngx_http_lua_module.so';
+
+my $t = Referral::Test->new();
+my $bench = $t->root() . '/tools/bench';
 
 is($t->run($bench, '--help')->{status}, 0, 'help');
 is($t->run($bench, 'nothing')->{status}, 2, 'no such group');

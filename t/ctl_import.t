@@ -322,7 +322,13 @@ is($t->referralctl('code', 'import', 'p', $file)->{status}, 0, 'done then');
 
 $r = $t->run('script', '-qec', "'$ctl' code import big '" . $t->dir()
              . "/big.csv'", '/dev/null');
-like($r->{output}, qr/\r\e\[K  [\d,]+ codes  \d+ %  [\d,]+\/s/, 'progress');
+SKIP: {
+    skip('no pseudo-terminal here', 1)
+        if $r->{output} =~ /failed to create pseudo-terminal/;
+    like($r->{output}, qr/\r\e\[K  [\d,]+ codes  \d+ %  [\d,]+\/s/,
+         'progress');
+}
+
 unlike($t->referralctl('code', 'import', 'p', $file)->{output}, qr/\e/,
        'not in a log');
 

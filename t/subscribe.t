@@ -184,7 +184,9 @@ subtest 'a change is heard' => sub {
     $redis->cmd('PUBLISH', 'referral:invalidate', 'd');
     soon($t, 'D', qr/^302 \w+ hand$/, 'any spelling, no version');
 
-    cmp_ok(value($t, 'redis_invalidations_total'), '>=', 200, 'counted');
+    # by each worker, or by one while the other subscribes again
+
+    cmp_ok(value($t, 'redis_invalidations_total'), '>=', 100, 'counted');
 
     $t->done();
 };
