@@ -371,7 +371,7 @@ SELECT is((SELECT string_agg(status || ' ' || n, ', ' ORDER BY status)
 
 -- Analytics.  Two were invited by mail and SMS, two clicked; six referrals,
 -- Fred registered, he and patient-3 converted: 64 + 30 + 80 dollars, 80 given
--- back.  Rewards: 20 + 20 + 50, of which 70 were taken back.
+-- back.  Rewards: 20 + 20 + 50, of which 70 were taken back and 15 expired.
 
 SELECT referral.program_cost_record(:program, (now() AT TIME ZONE 'UTC')::date,
                                     1800, 'leaflets') \g /dev/null
@@ -386,8 +386,8 @@ SELECT is((SELECT concat_ws(' ', revenue, net, cost, average_reward, spend,
                             roi)
                FROM referral.program_figures(:program, current_date - 3,
                                              current_date + 3)),
-          -- (94 - 20 - 18) / (20 + 18) = 1.4737
-          '17400 9400 2000 1000 1800 1.4737',
+          -- (94 - 5 - 18) / (5 + 18) = 3.0870
+          '17400 9400 500 250 1800 3.0870',
           'analytics: average reward cost, ROI');
 SELECT is((SELECT concat_ws(' ', customers, value, average, repeat_rate)
                FROM referral.lifetime_value(:program)),
