@@ -201,7 +201,7 @@ CREATE INDEX referral_step_referral ON referral.referral_step (referral_id);
 
 
 -- Why a referral was credited: every touch with its verdict and its weight in
--- basis points.  The referral is that of the one credited; his rewards are
+-- basis points.  The referral is that of the one credited; its rewards are
 -- shared by the weights where the model is linear or position.
 
 CREATE TABLE referral.attribution (
@@ -771,7 +771,7 @@ $$;
 -- Judges and weighs touches: first, last, linear (equal shares), position
 -- (40 % the first, 40 % the last, 20 % those between).  The remainder of a
 -- division goes to the last of those that share.  The winner is the referrer
--- with the largest sum, and of his touches the heaviest, the last of equals.
+-- with the largest sum, and of its touches the heaviest, the last of equals.
 
 CREATE FUNCTION referral.touches_weigh(p referral.program, model text,
                                        touches jsonb, referee bytea[],
@@ -1548,7 +1548,7 @@ GRANT EXECUTE ON FUNCTION referral.referral_create(bigint, jsonb, jsonb)
     TO referral_app;
 
 
--- The referrer that options name, when he is of the program's organisation.
+-- The referrer that options name, when it is of the program's organisation.
 
 CREATE FUNCTION referral.referrer_named(p referral.program, options jsonb)
     RETURNS bigint
@@ -1576,7 +1576,7 @@ $$;
 
 
 -- Decides which referral of a referee, whose lock is held, is credited: among
--- his open ones and the touches.  The others are superseded, and a row of
+-- the open ones and the touches.  The others are superseded, and a row of
 -- attribution says why.  The one decided is still to be moved and credited.
 
 CREATE FUNCTION referral.referral_decide(p referral.program, options jsonb,
@@ -1735,7 +1735,7 @@ $$;
 
 -- A sign-up: decides which referral is credited for this referee, makes it if
 -- there is none yet, and rewards what is rewarded at registration.  Whoever
--- registers again gets what he got: any number of times, from any number of
+-- registers again gets the first answer: any number of times, from any number of
 -- sessions.  The program may be null where a touch or referral_id names it.
 --
 -- Options: external_id or a contact with e-mail or phone, at least one; code,
@@ -1917,7 +1917,7 @@ $$;
 
 
 -- For conversions: the credited referral of a customer, at 'converted' or
--- beyond; who is credited is decided now if he never registered.  Options are
+-- beyond; for one who never registered it is decided now.  Options are
 -- those of the conversion; read are referral_id, program_id, external_id,
 -- code, click_id and token.  The locks of the referee and of the referral are
 -- held after it.  RF090 where there is none, RF091 and RF105 where it is over.
@@ -2029,7 +2029,7 @@ $$;
 
 -- Gives the credit to this referral, against the rule, with a reason.  The
 -- one that had it is superseded; its rewards are taken back.  Before anybody
--- has registered the referral is chosen for when he does.  Refused once the
+-- has registered the referral is chosen for that time.  Refused once the
 -- credited one has converted: what was earned is undone first, by
 -- referral_cancel() or a refund, where everyone sees it.
 
@@ -2186,7 +2186,7 @@ END
 $$;
 
 
--- The referrals of a referee, by any of what he is known by.
+-- The referrals of a referee, by any of what identifies it.
 
 CREATE FUNCTION referral.referral_find(organisation_id bigint,
                                        external_id text DEFAULT NULL,
@@ -2273,7 +2273,7 @@ GRANT SELECT ON referral.referrals, referral.referral_steps,
     referral.referral_transition TO referral_app, referral_analyst;
 
 
--- What a partner sees: his own referrals, and nothing about whom he referred.
+-- What partners see: their own referrals, and nothing about the referees.
 
 ALTER TABLE referral.referral ENABLE ROW LEVEL SECURITY;
 

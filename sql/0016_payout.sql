@@ -1147,7 +1147,7 @@ BEGIN
                              ELSE 'more than one thing' END
             USING ERRCODE = 'RF102',
                   HINT = 'Give referrer_id, or referral_id or external_id of a'
-                         ' credited referee; referral_id where he has been'
+                         ' credited referee; referral_id of one who was'
                          ' referred in several programs.';
     END IF;
 

@@ -4,9 +4,10 @@
 --
 -- Personal data stands in person, and beside it in few places: external ids,
 -- messages and notes, names of professional partners, the hashes that
--- recognise a referee, and the clicks that a referral was made from.  Erasure empties all of them.  Ledger and audit
--- stay as they are: they name rows, not people.  A vanity code is a public
--- name that clicks are filed under; it is switched off and stays.
+-- recognise a referee, and the clicks that a referral was made from.  Erasure
+-- empties all of them.  Ledger and audit stay as they are: they name rows, not
+-- people.  A vanity code is a public name that clicks are filed under; it is
+-- switched off and stays.
 
 BEGIN;
 

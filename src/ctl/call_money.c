@@ -94,7 +94,7 @@ static const ctl_arg_t  ctl_conversion_keys[] = {
     { "product", CTL_ARG_TEXT, 0, "rules may ask for it" },
     { "occurred_at", CTL_ARG_TIME, 0, "(now)" },
     { "referral_id", CTL_ARG_ID, 0, "whose it is; or who the customer is:" },
-    { "external_id", CTL_ARG_TEXT, 0, "his user id," },
+    { "external_id", CTL_ARG_TEXT, 0, "the user id," },
     { "email", CTL_ARG_TEXT, 0, "of which a hash is compared," },
     { "phone", CTL_ARG_TEXT, 0, "the same," },
     { "click_id", CTL_ARG_UUID, 0, "the click," },
@@ -360,7 +360,7 @@ const ctl_call_t  ctl_money_calls[] = {
       "SELECT $1::bigint, referral.reward_reject($1::bigint, $2)",
       REWARD_SHOW, CTL_PRINT_ONE, "reward %s is rejected",
       "",
-      "  referralctl reward reject 31 'his own order'\n" },
+      "  referralctl reward reject 31 'a self-referral'\n" },
 
     { "reward", "hold", "hold a reward until it is approved",
       { REWARD, MAY_REASON, END }, { NULL },

@@ -216,7 +216,7 @@ const ctl_call_t  ctl_referral_calls[] = {
       REFERRAL_SHOW, CTL_PRINT_ONE, "referral %s has the credit",
       "Against the program's rule; the one that had it is superseded.  Who\n"
       "did it and the reason are kept.\n",
-      "  referralctl referral override 17 'he told us on the phone'\n" },
+      "  referralctl referral override 17 'said so on the phone'\n" },
 
     { NULL, NULL, NULL, { END }, { NULL }, NULL, NULL, CTL_PRINT_LIST, NULL,
       NULL, NULL }
