@@ -896,6 +896,54 @@ subtest 'the only worker' => sub {
 };
 
 
+# what the zone knows of one server says nothing of another
+
+subtest 'another server at a reload' => sub {
+
+    my ($t, $one) = start(workers => 2);
+    my $two = $t->redis(name => 'two');
+
+    $one->cmd('HSET', 'referral:publisher', fence => 1, generation => 4,
+              batch => 1, ready => 1);
+    $one->cmd('SADD', 'referral:off', 'program:5');
+    publish($one, 'C', 9);
+    publish($one, 'D', 9);
+    show($t, $_) for qw(C D NONE);
+    is(show($t, 'C'), '302 hit 9', 'of the first');
+
+    # filled by hand
+
+    $two->code('C', url => 'https://example.com/hand', program_id => 5);
+    $two->code('NONE', url => 'https://example.com/new', version => 3);
+
+    # a request that keeps an old worker alive, which hears the first one
+
+    my $held = $t->connect();
+    $held->write("GET /r/C HTTP/1.1\r\nHost: x\r\n");
+
+    $t->reconfigure(http => 'referral_zone 1m valid=60s invalid=60s;'
+                            . ' referral_redis unix:' . $two->path() . ';',
+                    server => $server, status => 1, workers => 2);
+
+    is($t->get('/r/OTHER')->status, 404, 'absent is unknown: no publisher');
+    like(show($t, 'C'), qr/^302 miss hand/, 'a code that both have');
+    is(show($t, 'D'), '404 miss', 'one that this one has not');
+    like(show($t, 'NONE'), qr/^302 miss new/, 'or that only this one has');
+
+    ok(covered($t, 2), 'covered');
+    show($t, 'C');
+    $one->cmd('PUBLISH', 'referral:invalidate', $_) for 'C 99', '* 9', 'off';
+    sleep(0.2);
+    is(show($t, 'C'), '302 hit hand', 'what the first says is not heard');
+
+    $held->write("\r\n");
+    is($held->response()->status, 302, 'the old worker answers');
+    $held->close();
+
+    $t->done();
+};
+
+
 subtest 'reload' => sub {
 
     my ($t, $redis) = start(workers => 2);

@@ -126,6 +126,10 @@ ngx_http_referral_zone_get(ngx_http_referral_zone_conf_t *zcf,
         entry->fresh = (rc == NGX_OK && !entry->unsure);
     }
 
+    if ((int32_t) (zc->epoch - sh->origin) < 0) {
+        entry->unsure = 1;
+    }
+
     ngx_http_referral_zone_touch(sh, zc, now);
 
     absent = zc->absent;
@@ -320,6 +324,10 @@ ngx_http_referral_zone_check(ngx_http_referral_zone_conf_t *zcf,
     sh = zcf->sh;
     bucket = ngx_http_referral_zone_bucket(sh, hash);
 
+    if (ngx_http_referral_zone_is_other(zcf)) {
+        return NGX_AGAIN;
+    }
+
     if (referral_guard("zone-generation")
         && (token->epoch != sh->epoch
             || token->generation != bucket->generation))
@@ -384,6 +392,11 @@ ngx_http_referral_zone_invalidate(ngx_http_referral_zone_conf_t *zcf,
     sh = zcf->sh;
 
     ngx_shmtx_lock(&zcf->shpool->mutex);
+
+    if (ngx_http_referral_zone_is_other(zcf)) {
+        ngx_shmtx_unlock(&zcf->shpool->mutex);
+        return;
+    }
 
     bucket = ngx_http_referral_zone_bucket(sh, hash);
 

@@ -49,6 +49,7 @@ struct ngx_http_referral_zone_conf_s {
     ngx_msec_t                    valid;
     ngx_msec_t                    invalid;
     ngx_msec_t                    stale;
+    uint32_t                      source;          /* of this worker's codes */
     ngx_http_referral_zone_sh_t  *sh;              /* private to the file */
     ngx_slab_pool_t              *shpool;
 };
@@ -86,7 +87,11 @@ char *ngx_http_referral_zone(ngx_conf_t *cf, ngx_command_t *cmd, void *conf);
 char *ngx_http_referral_zone_init_conf(ngx_conf_t *cf,
     ngx_http_referral_main_conf_t *rmcf);
 
-/* takes a slot for this worker's counters */
+/*
+ * Takes a slot for this worker's counters.  When a reload names another Redis,
+ * what the zone has is of the former one: unsure, and workers that are left
+ * read it, but change it no more.
+ */
 void ngx_http_referral_zone_init_process(ngx_http_referral_main_conf_t *rmcf);
 
 /* NGX_HTTP_REFERRAL_STAT_SLOTS slots to add up; NULL before the zone is */

@@ -8,6 +8,8 @@
 
 #include "ngx_http_referral_zone_private.h"
 
+#include "ngx_http_referral_redis.h"
+
 
 #define NGX_HTTP_REFERRAL_ZONE_MAGIC   0x5246315a
 #define NGX_HTTP_REFERRAL_ZONE_LAYOUT  3
@@ -173,11 +175,23 @@ ngx_http_referral_zone_init_cover(ngx_http_referral_zone_sh_t *sh,
 void
 ngx_http_referral_zone_init_process(ngx_http_referral_main_conf_t *rmcf)
 {
+    uint32_t     source;
+    const char  *display;
+
     if (rmcf->zone == NULL || rmcf->zone->sh == NULL) {
         return;
     }
 
     ngx_http_referral_stat_init_process(rmcf->zone->sh->stat);
+
+    source = 0;
+
+    if (rmcf->redis != NULL) {
+        display = rmcf->redis->url.display;
+        source = ngx_crc32_short((u_char *) display, ngx_strlen(display));
+    }
+
+    ngx_http_referral_zone_cover_source(rmcf->zone, source);
 }
 
 

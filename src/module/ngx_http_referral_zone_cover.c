@@ -22,13 +22,48 @@
 
 
 static ngx_http_referral_zone_slot_t *ngx_http_referral_zone_slot(
-    ngx_http_referral_zone_sh_t *sh, ngx_uint_t claim);
+    ngx_http_referral_zone_conf_t *zcf, ngx_uint_t claim);
 static ngx_uint_t ngx_http_referral_zone_live(
     ngx_http_referral_zone_slot_t *slot, ngx_msec_t now);
 static ngx_uint_t ngx_http_referral_zone_goes_on(
     ngx_http_referral_zone_sh_t *sh, ngx_http_referral_zone_slot_t *but);
 static int ngx_libc_cdecl ngx_http_referral_zone_off_cmp(const void *one,
     const void *two);
+
+
+void
+ngx_http_referral_zone_cover_source(ngx_http_referral_zone_conf_t *zcf,
+    uint32_t source)
+{
+    ngx_http_referral_zone_sh_t  *sh;
+
+    sh = zcf->sh;
+
+    ngx_shmtx_lock(&zcf->shpool->mutex);
+
+    zcf->source = source;
+
+    if (sh->source != source) {
+        sh->source = source;
+
+        sh->renewed = ++sh->epoch;
+        sh->origin = sh->epoch;
+
+        sh->announced = 0;
+        sh->generation = 0;
+        sh->publisher = 0;
+
+        sh->noff = 0;
+        sh->off_over = 0;
+
+        sh->covered = ngx_current_msec - NGX_HTTP_REFERRAL_ZONE_COVER;
+        sh->refused = 0;
+
+        ngx_memzero(sh->slots, sizeof(sh->slots));
+    }
+
+    ngx_shmtx_unlock(&zcf->shpool->mutex);
+}
 
 
 void
@@ -43,6 +78,10 @@ ngx_http_referral_zone_invalidate_all(ngx_http_referral_zone_conf_t *zcf,
 
     ngx_shmtx_lock(&zcf->shpool->mutex);
 
+    if (ngx_http_referral_zone_is_other(zcf)) {
+        goto done;
+    }
+
     if (generation == 0
         || generation != sh->announced
         || (ngx_msec_int_t) (now - sh->announced_at)
@@ -56,6 +95,8 @@ ngx_http_referral_zone_invalidate_all(ngx_http_referral_zone_conf_t *zcf,
         sh->announced_at = now;
         sh->generation = generation;
     }
+
+done:
 
     ngx_shmtx_unlock(&zcf->shpool->mutex);
 }
@@ -73,7 +114,10 @@ ngx_http_referral_zone_publisher(ngx_http_referral_zone_conf_t *zcf,
 
     ngx_shmtx_lock(&zcf->shpool->mutex);
 
-    if (!exists) {
+    if (ngx_http_referral_zone_is_other(zcf)) {
+        rc = (ready || !exists) ? NGX_OK : NGX_DECLINED;
+
+    } else if (!exists) {
 
         /* filled by hand, or emptied */
 
@@ -114,7 +158,7 @@ ngx_http_referral_zone_cover_begin(ngx_http_referral_zone_conf_t *zcf,
 
     ngx_shmtx_lock(&zcf->shpool->mutex);
 
-    slot = ngx_http_referral_zone_slot(sh, 1);
+    slot = ngx_http_referral_zone_slot(zcf, 1);
 
     if (slot != NULL) {
         slot->since = since;
@@ -145,7 +189,7 @@ ngx_http_referral_zone_cover_prove(ngx_http_referral_zone_conf_t *zcf,
 
     /* a worker that was stopped for long may have lost its slot */
 
-    slot = ngx_http_referral_zone_slot(sh, 1);
+    slot = ngx_http_referral_zone_slot(zcf, 1);
 
     if (slot == NULL) {
         goto done;
@@ -190,7 +234,7 @@ ngx_http_referral_zone_cover_end(ngx_http_referral_zone_conf_t *zcf)
 
     ngx_shmtx_lock(&zcf->shpool->mutex);
 
-    slot = ngx_http_referral_zone_slot(sh, 0);
+    slot = ngx_http_referral_zone_slot(zcf, 0);
 
     if (slot == NULL) {
         goto done;
@@ -234,7 +278,9 @@ ngx_http_referral_zone_cover_refused(ngx_http_referral_zone_conf_t *zcf)
 {
     ngx_shmtx_lock(&zcf->shpool->mutex);
 
-    zcf->sh->refused = 1;
+    if (!ngx_http_referral_zone_is_other(zcf)) {
+        zcf->sh->refused = 1;
+    }
 
     ngx_shmtx_unlock(&zcf->shpool->mutex);
 }
@@ -312,12 +358,18 @@ ngx_http_referral_zone_cover_usage(ngx_http_referral_zone_sh_t *sh,
 /* this worker's, or NULL; claim: a free one */
 
 static ngx_http_referral_zone_slot_t *
-ngx_http_referral_zone_slot(ngx_http_referral_zone_sh_t *sh,
+ngx_http_referral_zone_slot(ngx_http_referral_zone_conf_t *zcf,
     ngx_uint_t claim)
 {
     ngx_uint_t                      i;
+    ngx_http_referral_zone_sh_t    *sh;
     ngx_http_referral_zone_slot_t  *slot, *spare;
 
+    if (ngx_http_referral_zone_is_other(zcf)) {
+        return NULL;
+    }
+
+    sh = zcf->sh;
     spare = NULL;
 
     for (i = 0; i < NGX_HTTP_REFERRAL_ZONE_SLOTS; i++) {
@@ -431,7 +483,7 @@ ngx_http_referral_zone_off_set(ngx_http_referral_zone_conf_t *zcf,
 
     ngx_shmtx_lock(&zcf->shpool->mutex);
 
-    if (number <= sh->off_applied) {
+    if (number <= sh->off_applied || ngx_http_referral_zone_is_other(zcf)) {
         ngx_shmtx_unlock(&zcf->shpool->mutex);
         return NGX_DECLINED;
     }

@@ -30,6 +30,10 @@
 #define NGX_HTTP_REFERRAL_ZONE_OFF      4096
 
 
+/* where this worker's codes come from, to be told before anything else */
+void ngx_http_referral_zone_cover_source(ngx_http_referral_zone_conf_t *zcf,
+    uint32_t source);
+
 /*
  * A code has changed.  Version 0: not known.  An entry that is as new as this
  * stays.

@@ -137,6 +137,8 @@ struct ngx_http_referral_zone_sh_s {
     uint32_t                          mask;        /* buckets - 1 */
     uint32_t                          epoch;
     uint32_t                          renewed;     /* by a generation */
+    uint32_t                          origin;      /* the source's first */
+    uint32_t                          source;      /* which Redis */
     ngx_msec_t                        covered;     /* proven up to then */
     ngx_uint_t                        refused;     /* no subscription */
     ngx_http_referral_zone_slot_t     slots[NGX_HTTP_REFERRAL_ZONE_SLOTS];
@@ -172,6 +174,12 @@ void ngx_http_referral_zone_cover_usage(ngx_http_referral_zone_sh_t *sh,
     ngx_http_referral_zone_usage_t *usage);
 ngx_uint_t ngx_http_referral_zone_off_has(ngx_http_referral_zone_sh_t *sh,
     int64_t program_id, int64_t referrer_id);
+
+
+/* a worker of an old cycle whose Redis is another one */
+
+#define ngx_http_referral_zone_is_other(zcf)                                  \
+    ((zcf)->source != (zcf)->sh->source)
 
 
 /* whether a subscription hears of changes; without one entries only age */
