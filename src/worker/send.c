@@ -59,6 +59,11 @@ referral_send_init(referral_send_t *s, uint64_t timeout)
     (void) curl_multi_setopt(s->multi, CURLMOPT_MAXCONNECTS,
                              (long) REFERRAL_SEND_SLOTS);
 
+    /* with HTTP/2 a connection would be shared while it is in use, whoever's */
+
+    (void) curl_multi_setopt(s->multi, CURLMOPT_PIPELINING,
+                             (long) CURLPIPE_NOTHING);
+
     return REFERRAL_OK;
 }
 
