@@ -149,6 +149,9 @@ COMMENT ON COLUMN referral.referral.flags IS
 COMMENT ON COLUMN referral.referral.value IS
     'minor units of currency: what the referee has bought, net of refunds';
 
+COMMENT ON CONSTRAINT referral_referee_external_id_check
+    ON referral.referral IS '1 to 200 characters';
+
 CREATE INDEX referral_program ON referral.referral (program_id, created_at);
 CREATE INDEX referral_referrer ON referral.referral (referrer_id, created_at);
 CREATE INDEX referral_code ON referral.referral (code_id);
@@ -1358,12 +1361,14 @@ BEGIN
 
     BEGIN
         INSERT INTO referral.referral (organisation_id, program_id,
-                referrer_id, code_id, variant_id, click_id, clicked_at,
+                referrer_id, code_id, variant_id, referee_external_id,
+                click_id, clicked_at,
                 touches, source, channel, campaign, country, message, notes,
                 value, currency, flags, idempotency_key, request_hash,
                 created_at, expires_at)
             VALUES (p.organisation_id, p.id, r.referrer_id, r.code_id,
-                    r.variant_id, (won ->> 'click_id')::uuid,
+                    r.variant_id, options ->> 'external_id',
+                    (won ->> 'click_id')::uuid,
                     CASE WHEN won ? 'click_id'
                          THEN (won ->> 'at')::timestamptz END,
                     touches, r.source, r.channel, r.campaign,

@@ -556,6 +556,7 @@ SELECT is((SELECT count(*) FROM referral.conversions c
 SELECT throws_ok(format('SELECT pg_temp.buy(%L, %L, 5, %L)', 'ORDER', '9',
                         options), sqlstate, NULL, 'refused: ' || options)
     FROM (VALUES ('{"amount": -1}', 'RF010'), ('{"amount": 1.5}', 'RF010'),
+                 ('{"external_id": ""}', 'RF010'),
                  ('{"amount": "12,34"}', 'RF010'),
                  ('{"amount": 1000000000000001}', 'RF010'),
                  ('{"amount": 99999999999999999999}', 'RF010'),
