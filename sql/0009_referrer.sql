@@ -445,8 +445,10 @@ GRANT EXECUTE ON FUNCTION referral.referrer_contact(bigint, text)
 
 CREATE FUNCTION referral.ineligible(p referral.program, r referral.referrer)
     RETURNS text
-    LANGUAGE sql IMMUTABLE
+    LANGUAGE plpgsql IMMUTABLE
     SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
     RETURN CASE
         WHEN r.organisation_id <> p.organisation_id
         THEN 'belongs to another organisation'
@@ -462,6 +464,8 @@ CREATE FUNCTION referral.ineligible(p referral.program, r referral.referrer)
         THEN 'has not the attributes that the program asks for: '
              || (p.eligibility ->> 'attributes')
     END;
+END
+$$;
 
 REVOKE ALL ON FUNCTION referral.ineligible(referral.program,
                                            referral.referrer) FROM PUBLIC;
