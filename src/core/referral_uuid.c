@@ -173,7 +173,8 @@ referral_uuid_hex(const u_char *id, u_char *text)
 
         /* a digit in each byte, the first in the lowest */
 
-        n = (n >> 4 & 0x000f000f000f000full) | (n & 0x000f000f000f000full) << 8;
+        n = (n >> 4 & 0x000f000f000f000full)
+            | (n & 0x000f000f000f000full) << 8;
 
         letters = (n + 0x0606060606060606ull) >> 4 & 0x0101010101010101ull;
 

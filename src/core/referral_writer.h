@@ -93,9 +93,9 @@ uint64_t referral_writer_commit(referral_writer_t *w, size_t len, int noise);
 int referral_writer_noise_full(const referral_writer_t *w);
 
 /*
- * Work that is due soon, off the request path: wakes the helper.  Returns the milliseconds after which it
- * wants to be called again, 0 when not before the next commit or refused
- * reserve.
+ * Work that is due soon, off the request path: wakes the helper.  Returns the
+ * milliseconds after which it wants to be called again, 0 when not before the
+ * next commit or refused reserve.
  */
 unsigned referral_writer_tick(referral_writer_t *w);
 

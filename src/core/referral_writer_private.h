@@ -144,7 +144,7 @@ struct referral_writer_s {
     uint64_t                    sync_due;  /* ms, 0: nothing to sync */
     uint64_t                    sync_last;
     int                         again;     /* work is left */
-    int                         unnamed;   /* spare.seg is or was handed over */
+    int                         unnamed;   /* spare.seg is or was taken */
 
     pthread_t                   thread;
     pthread_mutex_t             mutex;

@@ -93,7 +93,11 @@ static const char  usage[] =
     "  -c FILE    settings, \"name = value\" a line\n"
     "  -t         test the settings and exit\n"
     "  -V         print the version\n"
-    "  -h         this text\n";
+    "  -h         this text\n"
+    "\n"
+    "Example, which says whether the settings are good (see README.md):\n"
+    "\n"
+    "  referral-worker -c /etc/referral/referral-worker.conf -t\n";
 
 
 int

@@ -92,7 +92,8 @@ SELECT is(referral.email_normal(given, true), want, given || ' by provider')
                  ('m.ax@outlook.com', 'm.ax@outlook.com'),
                  ('+x@gmail.com', '+x@gmail.com'),
                  ('max+x@example.com', 'max+x@example.com')) v (given, want);
-SELECT is(referral.phone_normal(given, '49'), want, coalesce(given, '(null)'))
+SELECT is(referral.phone_normal(given, '49'), want,
+          'phone ' || coalesce(given, '(null)'))
     FROM (VALUES ('030 / 123 456', '+4930123456'),
                  ('+49 (0)30 123456', '+4930123456'),
                  ('0049-30-123456', '+4930123456'),
