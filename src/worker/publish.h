@@ -3,7 +3,7 @@
  * Copyright (C) The nginx referral module authors
  *
  * The publisher: carries codes from Postgres to Redis, in a thread with
- * connections of its own.  sql/0011_publish.sql keeps what it knows.
+ * connections of its own.  sql/0012_publish.sql keeps what it knows.
  *
  * Redis holds what batch number "batch" of "generation" wrote, or a part of
  * the next one.  Each script compares both, and the fence, with what this

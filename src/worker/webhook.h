@@ -3,7 +3,7 @@
  * Copyright (C) The nginx referral module authors
  *
  * Webhooks: deliveries are claimed in Postgres under a lease, sent, and their
- * results recorded; all rules are in sql/0012_outbox.sql.  A thread, which
+ * results recorded; all rules are in sql/0013_outbox.sql.  A thread, which
  * may die at any moment: what it had claimed is due again when its lease is
  * over.
  */

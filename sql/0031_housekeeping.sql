@@ -117,6 +117,6 @@ GRANT EXECUTE ON FUNCTION referral.housekeeping(timestamptz, text)
     TO referral_worker;
 
 INSERT INTO referral.schema_migration (version, name)
-    VALUES (20, 'housekeeping');
+    VALUES (31, 'housekeeping');
 
 COMMIT;

@@ -991,6 +991,6 @@ REVOKE ALL ON FUNCTION referral.publish_prune(timestamptz) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION referral.publish_prune(timestamptz)
     TO referral_worker;
 
-INSERT INTO referral.schema_migration (version, name) VALUES (11, 'publish');
+INSERT INTO referral.schema_migration (version, name) VALUES (12, 'publish');
 
 COMMIT;

@@ -782,6 +782,6 @@ CREATE VIEW referral.my_balances WITH (security_barrier) AS
 
 GRANT SELECT ON referral.my_balances TO referral_partner;
 
-INSERT INTO referral.schema_migration (version, name) VALUES (14, 'ledger');
+INSERT INTO referral.schema_migration (version, name) VALUES (18, 'ledger');
 
 COMMIT;

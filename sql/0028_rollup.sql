@@ -680,6 +680,6 @@ $$;
 REVOKE ALL ON FUNCTION referral.share_record(text, jsonb) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION referral.share_record(text, jsonb) TO referral_app;
 
-INSERT INTO referral.schema_migration (version, name) VALUES (17, 'rollup');
+INSERT INTO referral.schema_migration (version, name) VALUES (28, 'rollup');
 
 COMMIT;

@@ -527,6 +527,6 @@ BEGIN
 END
 $$;
 
-INSERT INTO referral.schema_migration (version, name) VALUES (19, 'privacy');
+INSERT INTO referral.schema_migration (version, name) VALUES (30, 'privacy');
 
 COMMIT;

@@ -1007,6 +1007,6 @@ BEGIN
 END
 $$;
 
-INSERT INTO referral.schema_migration (version, name) VALUES (18, 'report');
+INSERT INTO referral.schema_migration (version, name) VALUES (29, 'report');
 
 COMMIT;

@@ -1069,6 +1069,6 @@ GRANT SELECT ON referral.events, referral.webhooks
 GRANT SELECT ON referral.webhook_deliveries TO referral_app;
 GRANT SELECT ON referral.event_type TO referral_app, referral_analyst;
 
-INSERT INTO referral.schema_migration (version, name) VALUES (12, 'outbox');
+INSERT INTO referral.schema_migration (version, name) VALUES (13, 'outbox');
 
 COMMIT;
