@@ -520,7 +520,9 @@ COMMENT ON CONSTRAINT organisation_settings_check ON referral.organisation IS
 CREATE TRIGGER touch BEFORE UPDATE ON referral.organisation
     FOR EACH ROW EXECUTE FUNCTION referral.touch();
 
-DO $$ BEGIN PERFORM referral.audit_table('organisation', '{active_programs}'); END $$;
+DO $$ BEGIN
+    PERFORM referral.audit_table('organisation', '{active_programs}');
+END $$;
 
 
 -- The one table of personal data: of referrers, of those they refer, of

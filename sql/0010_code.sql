@@ -1,6 +1,6 @@
 -- Copyright (C) The nginx referral module authors
 --
--- Codes: what is printed, shared and clicked; and what partners read.
+-- Codes: what is printed, shared and clicked.
 
 BEGIN;
 

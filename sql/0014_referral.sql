@@ -1,6 +1,6 @@
 -- Copyright (C) The nginx referral module authors
 --
--- Referrals: who was referred by whom, each step, and who is credited.
+-- Referrals: who was referred by whom, and how referees are recognised.
 --
 -- Locks are taken in one order everywhere: advisory locks of referees (and
 -- of referrers with a limit), referrals by id, codes by id, ledger accounts

@@ -1,6 +1,7 @@
 -- Copyright (C) The nginx referral module authors
 --
--- Attribution: which of the touches that led to a referee is credited, and why.
+-- Attribution: which of the touches that led to a referee is credited, and
+-- why.
 
 BEGIN;
 

@@ -25,8 +25,8 @@ $$;
 
 -- A sign-up: decides which referral is credited for this referee, makes it if
 -- there is none yet, and rewards what is rewarded at registration.  Whoever
--- registers again gets the first answer: any number of times, from any number of
--- sessions.  The program may be null where a touch or referral_id names it.
+-- registers again gets the first answer: any number of times, from any number
+-- of sessions.  The program may be null where a touch or referral_id names it.
 --
 -- Options: external_id or a contact with e-mail or phone, at least one; code,
 -- click_id, token, referral_id (a pending one); source, channel, campaign,

@@ -306,7 +306,8 @@ BEGIN
     RAISE EXCEPTION 'the ledger is only appended to, no % of % is possible',
                     TG_OP, TG_TABLE_NAME
         USING ERRCODE = 'RF061',
-              HINT = 'What was written wrongly is set right by a new transfer.';
+              HINT = 'What was written wrongly is set right by a new'
+                     ' transfer.';
 END
 $$;
 

@@ -1,6 +1,7 @@
 -- Copyright (C) The nginx referral module authors
 --
--- Reward rules, conversions, refunds and rewards.
+-- Reward rules; and what they, conversions, refunds and rewards, in the files
+-- that follow, have in common.
 --
 -- A conversion is recorded in one transaction: its referral is found or
 -- decided, the rules that were in force when the referral was made say what

@@ -1,8 +1,7 @@
 -- Copyright (C) The nginx referral module authors
 --
--- What becomes of released rewards: payouts, statements, redemption on
--- orders, transfer to another referrer.  Bulk operations.  Referrals between
--- professionals.  Views in the vocabularies of other systems.
+-- Payouts of released rewards: when and from which amount on, requests, their
+-- approval, and what was paid.
 --
 -- Locks, as everywhere: requests and referees, referrals, codes, payouts and
 -- redemptions, accounts, rewards; each kind by id.

@@ -651,7 +651,8 @@ BEGIN
                   HINT = 'Each is a text of at most 128 characters.';
     END IF;
 
-    -- which locks until the end of the transaction; the worker makes them ahead
+    -- which locks until the end of the transaction: the worker makes them
+    -- ahead
 
     IF to_regclass('referral.interaction_'
                    || to_char(made AT TIME ZONE 'UTC', 'YYYYMMDD')) IS NULL

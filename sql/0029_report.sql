@@ -318,8 +318,8 @@ BEGIN
     THEN
         RAISE EXCEPTION 'no breakdown by "%"', by
             USING ERRCODE = 'RF122',
-                  HINT = 'By source, campaign, country or variant; by referrer:'
-                         ' leaderboard().';
+                  HINT = 'By source, campaign, country or variant; by'
+                         ' referrer: leaderboard().';
     END IF;
 
     SELECT p.low, p.high INTO low, high

@@ -64,7 +64,8 @@ BEGIN
     SELECT coalesce(array_agg(f.id ORDER BY f.id), '{}') INTO s.referrers
         FROM referral.referrer f
         WHERE f.organisation_id = organisation
-              AND (f.id = ANY (of_referrers) OR f.person_id = ANY (of_persons));
+              AND (f.id = ANY (of_referrers)
+                   OR f.person_id = ANY (of_persons));
 
     SELECT coalesce(array_agg(DISTINCT p.id ORDER BY p.id), '{}')
         INTO s.persons
