@@ -187,7 +187,8 @@ CREATE VIEW referral.seed_telehealth_referral AS
            b.redeemed_at AS referee_reward_redeemed_at,
            b.amount AS referee_reward_amount,
            coalesce((SELECT sum(n.n)::bigint FROM referral.counters n
-                         WHERE n.code = c.code AND n.type = 'click'
+                         WHERE n.code = c.code COLLATE "default"
+                                  AND n.type = 'click'
                                AND n.verdict IN ('valid', 'unverified')
                                AND n.kind IN ('person', 'unknown')), 0)
                AS clicks,
@@ -311,7 +312,8 @@ CREATE VIEW referral.seed_vet_payout AS
 CREATE VIEW referral.seed_saas_code AS
     SELECT c.id, p.organisation_id, f.external_id AS user_id, c.code,
            coalesce((SELECT sum(n.n)::bigint FROM referral.counters n
-                         WHERE n.code = c.code AND n.type = 'click'
+                         WHERE n.code = c.code COLLATE "default"
+                                  AND n.type = 'click'
                                AND n.verdict IN ('valid', 'unverified')
                                AND n.kind IN ('person', 'unknown')), 0)
                AS clicks,

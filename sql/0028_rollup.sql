@@ -64,6 +64,13 @@ CREATE TABLE referral.rollup_referrer (
 CREATE INDEX rollup_referrer_referrer
     ON referral.rollup_referrer (referrer_id, day);
 
+-- few rows of many: what a leaderboard begins with
+
+CREATE INDEX rollup_referrer_converted
+    ON referral.rollup_referrer (program_id, day) WHERE converted <> 0;
+CREATE INDEX rollup_referrer_earned
+    ON referral.rollup_referrer (program_id, day) WHERE earned <> 0;
+
 CREATE TABLE referral.rollup_unique (
     program_id  bigint  NOT NULL,
     day         date    NOT NULL,
@@ -260,7 +267,7 @@ BEGIN
                              coalesce(d.program_id, k.program_id) AS program_id
                           FROM delta d
                                LEFT JOIN referral.code k
-                                   ON k.code = d.code
+                                   ON k.code = d.code COLLATE "C"
                                       AND d.program_id IS NULL) t
                      JOIN referral.program p ON p.id = t.program_id,
                      LATERAL (VALUES
@@ -324,7 +331,7 @@ BEGIN
                count(*) FILTER (WHERE i.type = 'click' AND NOT c.counted)
                    AS noise
             FROM referral.interaction i
-                 LEFT JOIN referral.code k ON k.code = i.code
+                 LEFT JOIN referral.code k ON k.code = i.code COLLATE "C"
                  JOIN program p
                      ON p.id = coalesce(i.program_id, k.program_id)
                         AND i.occurred_at >= p.low AND i.occurred_at < p.high,

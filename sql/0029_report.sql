@@ -349,7 +349,7 @@ $$;
 
 -- Referrers of a program in order of clicks, created, registered, converted,
 -- conversions, revenue (net of refunds) or earned.  Who has the same figure
--- has the same rank.
+-- has the same rank, who has none is not listed.
 
 CREATE FUNCTION referral.leaderboard(program_id bigint,
                                      by text DEFAULT 'converted',
@@ -380,36 +380,39 @@ BEGIN
     SELECT p.low, p.high INTO low, high
         FROM referral.period(leaderboard.program_id, from_day, until_day) p;
 
-    RETURN QUERY
-        SELECT t.rank, t.referrer_id, f.external_id, t.clicks, t.created,
-               t.registered, t.converted, t.conversions, t.revenue, t.earned,
-               referral.share(t.converted, t.clicks)
-            FROM (SELECT rank() OVER (ORDER BY CASE leaderboard.by
-                             WHEN 'clicks' THEN s.clicks
-                             WHEN 'created' THEN s.created
-                             WHEN 'registered' THEN s.registered
-                             WHEN 'converted' THEN s.converted
-                             WHEN 'conversions' THEN s.conversions
-                             WHEN 'revenue' THEN s.revenue
-                             ELSE s.earned END DESC) AS rank,
-                         s.*
-                      FROM (SELECT r.referrer_id,
-                                   sum(r.clicks)::bigint AS clicks,
-                                   sum(r.created)::bigint AS created,
-                                   sum(r.registered)::bigint AS registered,
-                                   sum(r.converted)::bigint AS converted,
-                                   sum(r.conversions)::bigint AS conversions,
-                                   sum(r.revenue - r.refunds)::bigint
-                                       AS revenue,
-                                   sum(r.earned)::bigint AS earned
-                                FROM referral.rollup_referrer r
-                                WHERE r.program_id = leaderboard.program_id
-                                      AND r.day BETWEEN low AND high
-                                GROUP BY 1) s
-                      ORDER BY 1, s.referrer_id
-                      LIMIT leaderboard.max_rows) t
-                 JOIN referral.referrer f ON f.id = t.referrer_id
-            ORDER BY t.rank, t.referrer_id;
+    -- who leads is found by the one figure, and then the others of these few
+
+    RETURN QUERY EXECUTE format($q$
+        SELECT t.rank, t.referrer_id, f.external_id, s.clicks, s.created,
+               s.registered, s.converted, s.conversions, s.revenue, s.earned,
+               referral.share(s.converted, s.clicks)
+            FROM (SELECT rank() OVER (ORDER BY sum(%1$s) DESC) AS rank,
+                         r.referrer_id
+                      FROM referral.rollup_referrer r
+                      WHERE r.program_id = $1 AND r.day BETWEEN $2 AND $3
+                            AND %2$s
+                      GROUP BY r.referrer_id
+                      ORDER BY 1, 2
+                      LIMIT $4) t
+                 JOIN referral.referrer f ON f.id = t.referrer_id,
+                 LATERAL (SELECT sum(r.clicks)::bigint AS clicks,
+                                 sum(r.created)::bigint AS created,
+                                 sum(r.registered)::bigint AS registered,
+                                 sum(r.converted)::bigint AS converted,
+                                 sum(r.conversions)::bigint AS conversions,
+                                 sum(r.revenue - r.refunds)::bigint
+                                     AS revenue,
+                                 sum(r.earned)::bigint AS earned
+                              FROM referral.rollup_referrer r
+                              WHERE r.referrer_id = t.referrer_id
+                                    AND r.program_id = $1
+                                    AND r.day BETWEEN $2 AND $3) s
+            ORDER BY t.rank, t.referrer_id $q$,
+        CASE by WHEN 'revenue' THEN 'r.revenue - r.refunds'
+                ELSE 'r.' || by END,
+        CASE by WHEN 'revenue' THEN '(r.revenue <> 0 OR r.refunds <> 0)'
+                ELSE 'r.' || by || ' <> 0' END)
+        USING leaderboard.program_id, low, high, max_rows;
 END
 $$;
 
@@ -906,7 +909,8 @@ BEGIN
                              c.expires_at, c.uses, c.max_uses,
                              (SELECT coalesce(sum(n.n), 0)::bigint
                                   FROM referral.counters n
-                                  WHERE n.code = c.code AND n.type = 'click'
+                                  WHERE n.code = c.code COLLATE "default"
+                                        AND n.type = 'click'
                                         AND n.verdict = 'valid'
                                         AND n.kind IN ('person', 'unknown'))
                                  AS clicks

@@ -149,11 +149,15 @@ sub fill {
     $self->step("$referrals referrals",
         "INSERT INTO referral.referral (organisation_id, program_id,
                  referrer_id, code_id, referee_external_id, country, source,
-                 status, credited, created_at, registered_at, expires_at)
+                 status, credited, created_at, registered_at, converted_at,
+                 expires_at)
              SELECT 1, c.program_id, c.referrer_id, c.id, 'r' || k,
                     (ARRAY['DE','US','FR','IN'])[1 + k % 4],
                     (ARRAY['email','website','social_media','qr'])[1 + k % 4],
-                    'registered', true, at, at + interval '1 minute',
+                    CASE WHEN k % 5 = 0 THEN 'converted'
+                         ELSE 'registered' END, true, at,
+                    at + interval '1 minute',
+                    CASE WHEN k % 5 = 0 THEN at + interval '1 hour' END,
                     now() + interval '90 days'
                  FROM (SELECT k, $skewed AS n,
                               now() - random() * interval '89 days' AS at
