@@ -36,6 +36,31 @@ CREATE FUNCTION referral.source_guess(via text, medium text, utm_source text,
         ELSE 'website' END;
 
 
+-- The interaction with this id, or null.  The statement is made anew with
+-- constants, for which one partition is looked at: a plan for any id would
+-- lock and prepare all of them, each time.
+
+CREATE FUNCTION referral.interaction_row(id uuid) RETURNS referral.interaction
+    LANGUAGE plpgsql STABLE
+    SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    i  referral.interaction;
+BEGIN
+    IF referral.uuid_time(id) IS NOT NULL THEN
+        EXECUTE format('SELECT * FROM referral.interaction'
+                       ' WHERE id = %L::uuid AND occurred_at = %L::timestamptz',
+                       id, referral.uuid_time(id))
+            INTO i;
+    END IF;
+
+    RETURN i;
+END
+$$;
+
+REVOKE ALL ON FUNCTION referral.interaction_row(uuid) FROM PUBLIC;
+
+
 -- The touches that options name (token, click_id, code), in order of time,
 -- with what is known of their clicks: code, click_id, at, verdict, source,
 -- channel, campaign, country.  A code typed in is a touch of this moment.
@@ -49,7 +74,7 @@ DECLARE
     token  record;
     click  uuid;
     given  jsonb := '[]';
-    found_ jsonb;
+    found_ referral.interaction;
 BEGIN
     IF options ->> 'token' IS NOT NULL THEN
         SELECT * INTO token
@@ -82,14 +107,9 @@ BEGIN
             NULL;                       -- reported below as not known
         END;
 
-        SELECT jsonb_build_object('code', i.code, 'click_id', i.id,
-                                  'at', i.occurred_at)
-            INTO found_
-            FROM referral.interaction i
-            WHERE i.id = click AND i.occurred_at = referral.uuid_time(click)
-                  AND i.type = 'click' AND i.code IS NOT NULL;
+        found_ := referral.interaction_row(click);
 
-        IF NOT FOUND THEN
+        IF found_.type IS DISTINCT FROM 'click' OR found_.code IS NULL THEN
             RAISE EXCEPTION 'click % is not known',
                             left(options ->> 'click_id', 40)
                 USING ERRCODE = 'RF099',
@@ -98,7 +118,9 @@ BEGIN
                              ' waiting.';
         END IF;
 
-        given := given || found_;
+        given := given || jsonb_build_object('code', found_.code,
+                                             'click_id', found_.id,
+                                             'at', found_.occurred_at);
     END IF;
 
     IF options ->> 'code' IS NOT NULL THEN
@@ -115,10 +137,9 @@ BEGIN
                                               i.args ->> 'utm_medium'),
                           'campaign', i.args ->> 'utm_campaign',
                           'country', i.country)
-                   FROM referral.interaction i
-                   WHERE i.id = (t.touch ->> 'click_id')::uuid
-                         AND i.occurred_at =
-                             referral.uuid_time((t.touch ->> 'click_id')::uuid)
+                   FROM referral.interaction_row(
+                            (t.touch ->> 'click_id')::uuid) i
+                   WHERE i.id IS NOT NULL
                ), '{}')) ORDER BY (t.touch ->> 'at')::timestamptz, t.n), '[]')
         INTO given
         FROM jsonb_array_elements(given) WITH ORDINALITY t (touch, n);
