@@ -277,7 +277,7 @@ sub plan {
 
     make_path($self->{plans});
     open(my $fh, '>', "$self->{plans}/$name.txt") or die "$self->{plans}: $!\n";
-    print $fh $r->{output};
+    print $fh $r->{output} =~ s/\A.*?^(?=LOG:)//msr;      # of initdb before
     close($fh) or die "$self->{plans}: $!\n";
 }
 
