@@ -67,7 +67,8 @@ my %conf = (
 );
 
 $t->nginx(%conf);
-$t->wait_for(sub { metrics()->{redis_connected_workers} }, 5);
+$t->wait_for(sub { metrics()->{redis_connected_workers}
+                   && metrics()->{zone_covered} }, 5);
 
 
 sub metrics {

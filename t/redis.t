@@ -532,9 +532,19 @@ subtest 'not ready' => sub {
 
         is($t->get('/r/NO' . ++$n)->status, 503, $says);
         sleep(0.3);
-        my ($r, $took) = timed($t, '/r/NO' . ++$n);
-        is($r->status, 503, 'and again');
-        cmp_ok($took, '<', 0.05, 'at once') unless $says =~ /^ERR/;
+
+        # the best of some, as others use the machine, too
+
+        my @took;
+
+        for (1 .. 5) {
+            my ($r, $took) = timed($t, '/r/NO' . ++$n);
+            is($r->status, 503, 'and again');
+            push(@took, $took);
+        }
+
+        @took = sort { $a <=> $b } @took;
+        cmp_ok($took[0], '<', 0.05, 'at once') unless $says =~ /^ERR/;
 
         unlink($file);
         $t->write_file('mode.new', '');

@@ -469,10 +469,20 @@ subtest 'all have changed' => sub {
     cmp_ok(time() - $start, '<', 1, 'in time');
     $t->get("/r/A$_") for (1 .. 9) x 2;
 
-    $start = time();
     is(show($t, 'A3'), '302 stale new', 'and when nobody waits any more');
-    is(show($t, 'A9'), '302 stale old', 'whatever is there');
-    cmp_ok(time() - $start, '<', 0.1, 'at once');
+
+    # the best of some, as others use the machine, too
+
+    my @took;
+
+    for (1 .. 5) {
+        $start = time();
+        is(show($t, 'A9'), '302 stale old', 'whatever is there');
+        push(@took, time() - $start);
+    }
+
+    @took = sort { $a <=> $b } @took;
+    cmp_ok($took[0], '<', 0.05, 'at once');
 
     $redis->resume();
     soon($t, 'A9', qr/^302 \w+ new$/, 'and is read when Redis is back', 10);
