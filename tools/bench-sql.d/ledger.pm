@@ -306,6 +306,11 @@ sub conversions {
     $self->pgbench($script, 2, $seconds / 3);
     $self->{pg}->rows('VACUUM ANALYZE');
 
+    # and what filling wrote is on the disk: COMMIT would wait for it
+
+    $self->{pg}->rows('CHECKPOINT');
+    system('sync');
+
     my ($single, $p99) = ($self->pgbench($script, 1, $seconds / 2))[1, 2];
     my ($tps, $latency, $storm) = $self->pgbench($script, 4, $seconds);
     my $problems = $self->{pg}->value(
