@@ -3,7 +3,8 @@
 # Copyright (C) The nginx referral module authors
 #
 # Each counter of referral_status: one request moves it by one, and moves
-# nothing else.  Both formats say the same, and promtool reads the text.
+# nothing else; at the end there is none without such a request.  Both formats
+# say the same, and promtool reads the text.
 
 use strict;
 use warnings;
@@ -15,7 +16,12 @@ use Test::More;
 use Time::HiRes qw(sleep time);
 
 use Referral::Test;
+use Referral::Test::Gate;
+use Referral::Test::Metrics;
 
+
+my %one;                                # counters that were moved by one
+my %seen;                               # gauge => values
 
 my $t = Referral::Test->new();
 my $redis = $t->redis();
@@ -78,6 +84,8 @@ sub metrics {
         $metrics{$1} = $2 if /^referral_(\S+) ([\d.]+)$/;
     }
 
+    $seen{$_}{ $metrics{$_} } = 1 for keys %metrics;
+
     return \%metrics;
 }
 
@@ -136,10 +144,22 @@ sub like_moved {
 
     my $moved = moved($code);
 
-    my ($inf) = grep { /_bucket\{le="\+Inf"\}/ } keys %$moved;
     delete $moved->{$_} for grep { /_bucket\{/ } keys %$moved;
 
+    $one{$_} = 1 for grep { $expect->{$_} == 1 } keys %$expect;
+
     return is_deeply($moved, $expect, $name) || diag(explain($moved));
+}
+
+
+# one counter of those that moved
+
+sub one {
+    my ($moved, $counter, $name) = @_;
+
+    $one{$counter} = 1;
+
+    return is($moved->{$counter}, 1, $name) || diag(explain($moved));
 }
 
 
@@ -182,6 +202,7 @@ my $bytes = metrics()->{journal_bytes_total};
 
 ask('/r/OK');
 cmp_ok(metrics()->{journal_bytes_total} - $bytes, '>', 64, 'bytes');
+$one{journal_bytes_total} = 1;
 
 
 # cookies
@@ -237,6 +258,7 @@ ask('/r/OK', 'X-Real-IP' => '192.0.2.99');
 is(metrics()->{geo_reads_total} - $reads, 0, 'its network is known');
 ask('/r/OK', 'X-Real-IP' => '2001:db8::1');
 is(metrics()->{geo_reads_total} - $reads, 1, 'another is read');
+$one{geo_reads_total} = 1;
 
 my $built = metrics();
 my ($stamp) = grep { /^geo_build_timestamp_seconds/ } keys %$built;
@@ -282,13 +304,13 @@ $redis->pause();
 
 my $moved = moved(sub { ask('/r/SLOW1') });
 
-is($moved->{redis_timeouts_total}, 1, 'a timeout');
-is($moved->{redis_commands_total}, 1, 'of one command');
+one($moved, 'redis_timeouts_total', 'a timeout');
+one($moved, 'redis_commands_total', 'of one command');
 ok(!exists $moved->{redis_replies_total}, 'without a reply');
-is($moved->{'requests_total{verdict="unverified",via="redirect"}'}, 1,
+one($moved, 'requests_total{verdict="unverified",via="redirect"}',
    'unverified');
 $moved = moved(sub { ask('/?ref=SLOW2') });
-is($moved->{'requests_total{verdict="unverified",via="parameter"}'}, 1,
+one($moved, 'requests_total{verdict="unverified",via="parameter"}',
    'a page, unverified');
 
 my $before = metrics();
@@ -319,7 +341,7 @@ for my $try (1 .. 10) {
 }
 
 is(metrics()->{redis_circuit_open_workers}, 1, 'the circuit is open');
-is($moved->{redis_circuit_opened_total}, 1, 'and was opened once');
+one($moved, 'redis_circuit_opened_total', 'and was opened once');
 
 $redis->resume();
 ok($t->wait_for(sub { !metrics()->{redis_circuit_open_workers} }, 10),
@@ -335,9 +357,9 @@ ok($t->wait_for(sub { metrics()->{redis_connect_failures_total}
 ok($t->wait_for(sub { !metrics()->{redis_subscribed_workers} }, 10),
    'not subscribed');
 $moved = moved(sub { ask('/r/OK') });
-is($moved->{'zone_lookups_total{result="stale"}'}, 1,
+one($moved, 'zone_lookups_total{result="stale"}',
    'an entry that may be stale');
-is($moved->{'requests_total{verdict="valid",via="redirect"}'}, 1,
+one($moved, 'requests_total{verdict="valid",via="redirect"}',
    'is answered with');
 
 $before = metrics();
@@ -352,7 +374,7 @@ is(metrics()->{redis_subscriptions_total}
    - $before->{redis_subscriptions_total}, 1, 'and one subscription');
 
 $moved = moved(sub { ask('/r/OTHER') });
-is($moved->{'zone_lookups_total{result="unsure"}'}, 1,
+one($moved, 'zone_lookups_total{result="unsure"}',
    'what may have changed meanwhile is read again');
 
 
@@ -369,23 +391,23 @@ sub announced {
 }
 
 
-is(announced('redis_invalidations_total', 'OTHER 5')
-   ->{redis_invalidations_total}, 1, 'a code that changed');
-is(moved(sub { ask('/r/OTHER') })->{'zone_lookups_total{result="miss"}'}, 1,
-   'is forgotten');
+one(announced('redis_invalidations_total', 'OTHER 5'),
+    'redis_invalidations_total', 'a code that changed');
+one(moved(sub { ask('/r/OTHER') }), 'zone_lookups_total{result="miss"}',
+    'is forgotten');
 
 announced('redis_invalidations_total', 'OLDER 9');
 $redis->code('OLDER', url => 'https://example.com/', version => 3);
 cmp_ok(moved(sub { ask('/r/OLDER') })->{'zone_refused_total{reason="older"}'},
        '>=', 1, 'an answer older than what was announced is not kept');
 
-is(announced('redis_off_reads_total', 'off')->{redis_off_reads_total}, 1,
-   'what is switched off was read');
+one(announced('redis_off_reads_total', 'off'), 'redis_off_reads_total',
+    'what is switched off was read');
 
 $redis->cmd('HSET', 'referral:publisher', 'ready', 0, 'generation', 1);
 $moved = moved(sub { ask('/r/ABSENT') });
-is($moved->{redis_not_ready_total}, 1, 'Redis that is being filled');
-is($moved->{'requests_total{verdict="unverified",via="redirect"}'}, 1,
+one($moved, 'redis_not_ready_total', 'Redis that is being filled');
+one($moved, 'requests_total{verdict="unverified",via="redirect"}',
    'knows nothing for sure');
 $redis->cmd('HSET', 'referral:publisher', 'ready', 1, 'generation', 1);
 
@@ -401,6 +423,7 @@ my $h2 = $t->run('h2load', '-n', 1025, '-c', 9, '-m', 128, '-H',
 
 is(metrics()->{waiters_refused_total} - $before->{waiters_refused_total}, 1,
    'one of 1025 may not wait') || diag($h2->{output});
+$one{waiters_refused_total} = 1;
 $redis->resume();
 
 
@@ -415,6 +438,7 @@ $moved = moved(sub {
 my $dropped = $moved->{'dropped_total{reason="noise"}'} // 0;
 
 cmp_ok($dropped, '>', 0, 'noise is dropped');
+$one{'dropped_total{reason="noise"}'} = 1;
 is($moved->{'requests_total{verdict="malformed",via="redirect"}'}, 4000,
    'and counted as requests');
 is($moved->{journal_records_total} + $dropped, 4000,
@@ -437,7 +461,7 @@ ok($t->wait_for(sub { metrics()->{redis_connected_workers} }, 5),
    'connected after a reload');
 ask('/r/OK');
 $moved = moved(sub { ask('/r/OK', Cookie => "_ref=$cookie") });
-is($moved->{ $token{rotated} }, 1, 'an older key');
+one($moved, $token{rotated}, 'an older key');
 ok(!exists $moved->{ $token{verified} }, 'is not the one that signs');
 
 
@@ -472,6 +496,13 @@ for ([ 'text/plain', 'text/plain' ],
     like($t->get('/metrics', headers => { Accept => $accept })
          ->header('Content-Type'), qr/^\Q$type\E/, "Accept: $accept");
 }
+
+my ($broken) = $text->body() =~ /^(# TYPE \w+ histogram\n.*?)^#/ms;
+
+is_deeply([ Referral::Test::Metrics::histograms($text->body()) ], [],
+          'buckets are cumulative, the last one is the count');
+is(scalar(Referral::Test::Metrics::histograms($broken =~ s/ \d+$/ 99999/mr)),
+   1, 'else it would be found');
 
 # each sample of the text is in the document
 
@@ -518,7 +549,7 @@ is(metrics()->{journal_open_streams}, 0, 'no stream');
 is(metrics()->{workers}, 1, 'of one worker: the killed one is forgotten');
 
 $moved = moved(sub { ask('/r/OK') });
-is($moved->{'dropped_total{reason="full"}'}, 1, 'a click is dropped');
+one($moved, 'dropped_total{reason="full"}', 'a click is dropped');
 ok(!exists $moved->{journal_records_total}, 'and not recorded');
 rename($t->path('elsewhere'), $t->path('journal'));
 
@@ -546,8 +577,75 @@ for my $n (1000 .. 3000) {
 
 ok($full, 'a full zone evicts');
 $redis->code('EXTRA', url => 'https://example.com/');
-is(moved(sub { ask('/r/EXTRA') })->{zone_evicted_total}, 1,
-   'one entry for one');
+one(moved(sub { ask('/r/EXTRA') }), 'zone_evicted_total',
+    'one entry for one');
+
+
+# replies that come too late, and those of a Redis that lags
+
+my $gate = Referral::Test::Gate->new(listen => $t->path('gate'),
+                                     to => $redis->path());
+
+$conf{http} =~ s{%%REDIS%%}{unix:%%DIR%%/gate};
+$t->reconfigure(%conf);
+ok($t->wait_for(sub { metrics()->{redis_connected_workers}
+                      && metrics()->{zone_covered} }, 5), 'Redis by a gate');
+
+$redis->code('RACE', url => 'https://example.com/', version => 1);
+
+$moved = moved(sub {
+    my $c = $t->connect();
+
+    $gate->hold('lookup');
+    $c->write("GET /r/RACE HTTP/1.1\r\nHost: x\r\n\r\n");
+    $t->wait_for(sub { metrics()->{redis_waiting_requests} }, 5);
+    announced('redis_invalidations_total', 'RACE 1');
+    $gate->release('lookup');
+    $c->response('GET');
+});
+one($moved, 'zone_refused_total{reason="changed"}',
+    'a reply that was overtaken is not kept');
+
+$redis->code('LAGS', url => 'https://example.com/', version => 9);
+ask('/r/LAGS');
+$redis->code('LAGS', url => 'https://example.com/', version => 8);
+
+$moved = moved(sub {
+    $gate->swallow('subscribe');
+    $t->wait_for(sub { !metrics()->{zone_covered} }, 10);
+    ask('/r/LAGS');
+    $t->wait_for(sub { metrics()->{'zone_refused_total{reason="older"}'} }, 5);
+});
+one($moved, 'zone_refused_total{reason="older"}',
+    'one that is older than what is known is not kept');
+$gate->clear();
+ok($t->wait_for(sub { metrics()->{zone_covered} }, 10), 'Redis is heard again');
+
+for my $link (qw(lookup subscribe)) {
+
+    $moved = moved(sub {
+        my $n = metrics()->{redis_connects_total};
+        my @ids = $redis->cmd('CLIENT', 'LIST')
+                  =~ /^id=(\d+) .*name=referral-\d+-$link /mg;
+
+        $redis->cmd('CLIENT', 'KILL', 'ID', $ids[-1]);
+        $t->wait_for(sub { metrics()->{redis_connects_total} > $n
+                           && metrics()->{redis_connected_workers}
+                           && metrics()->{redis_subscribed_workers} }, 10);
+    });
+    one($moved, $_, "a connection that is cut, $link: $_")
+        for qw(redis_connect_failures_total redis_connects_total),
+            $link eq 'subscribe' ? 'redis_subscriptions_total' : ();
+}
+
+
+# a database that is not there
+
+$conf{http} =~ s{(referral_geoip %%DIR%%/)city}{$1none};
+$t->reconfigure(%conf);
+$t->wait_for(sub { metrics()->{redis_connected_workers} }, 5);
+one(moved(sub { ask('/r/OK') }), 'geo_lookups_total{result="error"}',
+    'no geo database');
 
 
 # no randomness, no id: RAND_bytes() fails while the file is there
@@ -591,8 +689,77 @@ SKIP: {
         last if $moved->{'dropped_total{reason="error"}'};
     }
 
-    is($moved->{'dropped_total{reason="error"}'}, 1, 'a click without an id');
+    one($moved, 'dropped_total{reason="error"}', 'a click without an id');
     ok(!exists $moved->{journal_records_total}, 'is not recorded');
+}
+
+
+# no memory: with nothing left to evict, which only a fault brings about
+
+my $faults = ($ENV{REFERRAL_BUILD} // $t->root() . '/build')
+             . '/faults/ngx_http_referral_module.so';
+
+subtest 'a zone without memory' => sub {
+
+    plan skip_all => 'needs a build with fault points'
+        unless -e $faults && !$ENV{REFERRAL_ASAN};
+
+    local $ENV{REFERRAL_MODULE} = $faults;
+    my @others = ($t, $redis);
+
+    $t = Referral::Test->new();
+    $redis = $t->redis();
+    codes();
+    $t->nginx(main => 'env REFERRAL_FAULT=zone-memory-enomem:1:0;',
+              http => 'referral_redis %%REDIS%%;',
+              server => 'location /r/ { referral_redirect; }', status => 1);
+    ok($t->wait_for(sub { metrics()->{redis_connected_workers} }, 5),
+       'it starts');
+
+    my $r;
+
+    one(moved(sub { $r = ask('/r/OK') }), 'zone_no_memory_total',
+        'an entry that is not stored');
+    is($r->status(), 302, 'and is answered with all the same');
+    $t->done();
+    ($t, $redis) = @others;
+};
+
+
+# nothing is left out: the table in C, the text, and what was moved here
+
+my $table = slurp($t->root() . '/src/module/ngx_http_referral_stat.h');
+
+my ($counters, $gauges) =
+    $table =~ /_COUNTERS\(X\)(.*?)\n\n.*?_GAUGES\(X\)(.*?)\n\n/s;
+
+my @counters = map { /^"(\w+)", (?:"(\w+)", "([\w-]+)"|NULL, NULL),/
+                     ? $1 . ($2 ? "{$2=\"$3\"}" : '') : "what is $_" }
+               $counters =~ /\bX\(\w+,\s*(.*?,.*?,.*?,)/gs;
+
+# ways that something counts; the others are words of the journal only
+
+my @used = grep { $_ ne 'none' } map { lc($_) } map { /REFERRAL_VIA_(\w+)/g }
+           map { slurp($_) } glob($t->root() . '/src/module/*.c');
+my $used = join('|', grep { $_ ne 'max' } @used);
+
+my @text = map { s/^referral_//r }
+           Referral::Test::Metrics::counters($t->status());
+
+is_deeply([ sort @counters, 'redis_latency_seconds_count' ],
+          [ grep { !/^requests_total/ } @text ],
+          'the text has what the table has');
+is_deeply([ grep { !$one{$_} && (!/via="(.*)"/ || $1 =~ /^(?:$used)\z/) }
+            @text ], [], 'each counter was moved by one');
+is_deeply([ grep { keys %{ $seen{$_} // {} } < 2 }
+            $gauges =~ /\bX\(\w+,\s*"(\w+)"/g ], [], 'each gauge changed');
+
+
+sub slurp {
+    my ($path) = @_;
+    open(my $fh, '<', $path) or die "$path: $!\n";
+    local $/;
+    return <$fh>;
 }
 
 $t->done();

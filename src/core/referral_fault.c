@@ -125,6 +125,11 @@ static const referral_fault_t  referral_points[] = {
     { "segment-fdatasync-eio",
       "fdatasync() of records fails: input/output error", EIO },
 
+    /* nginx's zone */
+
+    { "zone-memory-enomem",
+      "the zone has no memory, with nothing left to evict", ENOMEM },
+
     /* readers: the worker and referralctl */
 
     { "journal-read-eio",

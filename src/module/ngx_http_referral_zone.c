@@ -660,6 +660,10 @@ ngx_http_referral_zone_alloc(ngx_http_referral_zone_conf_t *zcf,
 
     sh = zcf->sh;
 
+    if (referral_fault_fails("zone-memory-enomem")) {
+        return NULL;
+    }
+
     if (list->blocks >= list->max) {
         (void) ngx_http_referral_zone_evict(zcf, list);
     }
