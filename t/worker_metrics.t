@@ -8,6 +8,7 @@
 use strict;
 use warnings;
 
+use File::Basename qw(basename);
 use JSON::PP qw(decode_json);
 use Test::More;
 use Time::HiRes qw(sleep time);
@@ -235,6 +236,15 @@ moves('a code is published', { published_codes_total => 1,
 
 # lag, and what health says, while Postgres is away
 
+# name of a stream => its records or seconds of lag
+sub of_streams {
+    my ($what) = @_;
+
+    my $m = metrics();
+    return map { /^referral_worker_stream_lag_$what\{stream="([0-9a-f]{32})"\}/
+                     ? ($1 => $m->{$_}) : () } keys %$m;
+}
+
 my $start = time();
 
 $pg->stop();
@@ -243,6 +253,17 @@ my $hold = $t->journal_hold($journal, '--count', 3);
 ok($t->wait_for(sub { metrics()->{referral_worker_lag_records} == 10 }, 10),
    'ten records wait');
 is(metrics()->{'referral_worker_streams{state="live"}'}, 1, 'a live stream');
+
+my %stream = of_streams('records');
+is_deeply([sort { $a <=> $b } grep { $_ } values %stream], [3, 7],
+          'of two streams');
+is_deeply([sort grep { $stream{$_} } keys %stream],
+          [sort grep { $stream{$_} } map { basename($_) }
+               grep { -d } glob("$journal/*")],
+          'which have the names of their directories');
+my %old = of_streams('seconds');
+is(scalar(grep { $old{$_} > 0 } grep { $stream{$_} } keys %stream), 2,
+   'each has its age');
 my $age = metrics()->{referral_worker_lag_seconds};
 sleep(2.2);
 my $older = metrics()->{referral_worker_lag_seconds};
@@ -282,6 +303,8 @@ $pg->start();
 ok($t->wait_for(sub { metrics()->{referral_worker_lag_records} == 0 }, 20),
    'Postgres is back, nothing waits');
 is(metrics()->{referral_worker_lag_seconds}, '0.000', 'nothing is old');
+%stream = of_streams('records');
+is(scalar(grep { $_ } values %stream), 0, 'in no stream');
 is($t->get('/readyz', port => $port)->status, 200, 'ready');
 
 mkdir($t->dir() . '/none');

@@ -21,10 +21,12 @@
 
 typedef struct {
     uint64_t                   records;
-    uint64_t                   oldest;     /* Unix ms, 0: none */
+    uint64_t                   ms;         /* age of the oldest, 0: none */
     uint64_t                   live;
     uint64_t                   final;
     uint64_t                   aside;
+    size_t                     n;
+    referral_stat_stream_t     streams[REFERRAL_STAT_STREAMS];
 } referral_lag_sum_t;
 
 
@@ -32,6 +34,10 @@ static void referral_lag_run(void *data);
 static void referral_lag_look(referral_lag_t *l);
 static int referral_lag_open(referral_lag_t *l);
 static uint64_t referral_lag_stream(referral_stream_t *s, uint64_t *committed);
+static void referral_lag_keep(referral_lag_sum_t *sum,
+    const referral_stat_stream_t *stream);
+static uint64_t referral_lag_age(referral_lag_t *l, const u_char *id,
+    uint64_t seq);
 static uint64_t referral_lag_oldest(referral_lag_t *l, const u_char *id,
     uint64_t seq);
 
@@ -81,11 +87,11 @@ referral_lag_run(void *data)
 static void
 referral_lag_look(referral_lag_t *l)
 {
-    size_t               i, n;
-    uint64_t             now, behind, committed, oldest;
-    struct timespec      ts;
-    referral_stream_t   *s;
-    referral_lag_sum_t   sum;
+    size_t                   i, n;
+    uint64_t                 committed;
+    referral_stream_t       *s;
+    referral_lag_sum_t       sum;
+    referral_stat_stream_t   stream;
 
     if (referral_lag_open(l) != REFERRAL_OK) {
         return;
@@ -105,33 +111,58 @@ referral_lag_look(referral_lag_t *l)
         sum.live += s->state == REFERRAL_STREAM_LIVE;
         sum.final += s->state == REFERRAL_STREAM_FINAL;
 
-        behind = referral_lag_stream(s, &committed);
+        memcpy(stream.id, s->id, REFERRAL_UUID_LEN);
+        stream.records = referral_lag_stream(s, &committed);
 
         if (referral_stopping()) {
             return;
         }
 
-        if (behind == 0) {
-            continue;
+        stream.ms = stream.records ? referral_lag_age(l, s->id, committed + 1)
+                                   : 0;
+
+        sum.records += stream.records;
+
+        if (stream.ms > sum.ms) {
+            sum.ms = stream.ms;
         }
 
-        sum.records += behind;
-        oldest = referral_lag_oldest(l, s->id, committed + 1);
-
-        if (oldest && (sum.oldest == 0 || oldest < sum.oldest)) {
-            sum.oldest = oldest;
-        }
+        referral_lag_keep(&sum, &stream);
     }
 
-    clock_gettime(CLOCK_REALTIME, &ts);
-    now = (uint64_t) ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
-
     referral_stat_set(lag_records, sum.records);
-    referral_stat_set(lag_ms, sum.oldest && now > sum.oldest
-                              ? now - sum.oldest : 0);
+    referral_stat_set(lag_ms, sum.ms);
     referral_stat_set(streams_live, sum.live);
     referral_stat_set(streams_final, sum.final);
     referral_stat_set(streams_aside, sum.aside);
+    referral_stat_streams(sum.streams, sum.n);
+}
+
+
+/* when there is no room, in place of the one with the fewest records */
+
+static void
+referral_lag_keep(referral_lag_sum_t *sum,
+    const referral_stat_stream_t *stream)
+{
+    size_t  i, least;
+
+    if (sum->n < REFERRAL_STAT_STREAMS) {
+        sum->streams[sum->n++] = *stream;
+        return;
+    }
+
+    least = 0;
+
+    for (i = 1; i < sum->n; i++) {
+        if (sum->streams[i].records < sum->streams[least].records) {
+            least = i;
+        }
+    }
+
+    if (stream->records > sum->streams[least].records) {
+        sum->streams[least] = *stream;
+    }
 }
 
 
@@ -200,6 +231,23 @@ referral_lag_stream(referral_stream_t *s, uint64_t *committed)
              && !referral_stopping());
 
     return s->next - 1 - pos.seq;
+}
+
+
+/* ms since record seq was written */
+
+static uint64_t
+referral_lag_age(referral_lag_t *l, const u_char *id, uint64_t seq)
+{
+    uint64_t         now, oldest;
+    struct timespec  ts;
+
+    oldest = referral_lag_oldest(l, id, seq);
+
+    clock_gettime(CLOCK_REALTIME, &ts);
+    now = (uint64_t) ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
+
+    return oldest && now > oldest ? now - oldest : 0;
 }
 
 

@@ -5,6 +5,7 @@
 
 
 #include <inttypes.h>
+#include <pthread.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -30,6 +31,7 @@ typedef struct {
 } referral_stat_line_t;
 
 
+static void referral_stat_stream_lines(referral_buf_t *b);
 static void referral_stat_header(referral_buf_t *b,
     const referral_stat_line_t *line);
 static void referral_stat_times(referral_buf_t *b,
@@ -39,6 +41,13 @@ static void referral_stat_print(referral_buf_t *b, const char *fmt, ...)
 
 
 referral_stat_t  referral_stat;
+
+
+/* the streams of the last look */
+
+static pthread_mutex_t         referral_stat_lock = PTHREAD_MUTEX_INITIALIZER;
+static referral_stat_stream_t  referral_stat_table[REFERRAL_STAT_STREAMS];
+static size_t                  referral_stat_nstreams;
 
 
 /* microseconds */
@@ -182,6 +191,18 @@ referral_stat_retry(const char *sqlstate)
 
 
 void
+referral_stat_streams(const referral_stat_stream_t *streams, size_t n)
+{
+    (void) pthread_mutex_lock(&referral_stat_lock);
+
+    memcpy(referral_stat_table, streams, n * sizeof(referral_stat_stream_t));
+    referral_stat_nstreams = n;
+
+    (void) pthread_mutex_unlock(&referral_stat_lock);
+}
+
+
+void
 referral_stat_prometheus(referral_buf_t *b)
 {
     size_t                       i;
@@ -223,10 +244,57 @@ referral_stat_prometheus(referral_buf_t *b)
         }
     }
 
+    referral_stat_stream_lines(b);
+
     referral_stat_print(b, "# HELP referral_worker_build_info The version\n"
                         "# TYPE referral_worker_build_info gauge\n"
                         "referral_worker_build_info{version=\"%s\"} 1\n",
                         REFERRAL_VERSION);
+}
+
+
+static void
+referral_stat_stream_lines(referral_buf_t *b)
+{
+    size_t                  i, n;
+    u_char                  id[REFERRAL_UUID_HEX_LEN];
+    referral_stat_stream_t  streams[REFERRAL_STAT_STREAMS];
+
+    static const referral_stat_line_t  records = {
+        "referral_worker_stream_lag_records", NULL, REFERRAL_STAT_GAUGE, NULL,
+        "Records of a stream that are not in Postgres"
+    };
+
+    static const referral_stat_line_t  seconds = {
+        "referral_worker_stream_lag_seconds", NULL, REFERRAL_STAT_SECONDS,
+        NULL, "Age of the oldest of them"
+    };
+
+    (void) pthread_mutex_lock(&referral_stat_lock);
+
+    n = referral_stat_nstreams;
+    memcpy(streams, referral_stat_table, n * sizeof(referral_stat_stream_t));
+
+    (void) pthread_mutex_unlock(&referral_stat_lock);
+
+    referral_stat_header(b, &records);
+
+    for (i = 0; i < n; i++) {
+        referral_uuid_hex(streams[i].id, id);
+        referral_stat_print(b, "%s{stream=\"%.*s\"} %" PRIu64 "\n",
+                            records.name, REFERRAL_UUID_HEX_LEN, id,
+                            streams[i].records);
+    }
+
+    referral_stat_header(b, &seconds);
+
+    for (i = 0; i < n; i++) {
+        referral_uuid_hex(streams[i].id, id);
+        referral_stat_print(b, "%s{stream=\"%.*s\"} %" PRIu64 ".%03u\n",
+                            seconds.name, REFERRAL_UUID_HEX_LEN, id,
+                            streams[i].ms / 1000,
+                            (unsigned) (streams[i].ms % 1000));
+    }
 }
 
 

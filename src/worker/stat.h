@@ -12,6 +12,7 @@
 #define _REFERRAL_STAT_H_INCLUDED_
 
 
+#include "referral_uuid.h"
 #include "copy.h"
 
 
@@ -19,11 +20,22 @@
 
 #define REFERRAL_STAT_BOUNDS  14
 
+/* streams shown by themselves; of more, those with most records */
+
+#define REFERRAL_STAT_STREAMS  64
+
 
 typedef struct {
     uint64_t                 buckets[REFERRAL_STAT_BOUNDS + 1];
     uint64_t                 sum;          /* microseconds */
 } referral_stat_times_t;
+
+
+typedef struct {
+    u_char                   id[REFERRAL_UUID_LEN];
+    uint64_t                 records;      /* that are not in Postgres */
+    uint64_t                 ms;           /* age of the oldest of them */
+} referral_stat_stream_t;
 
 
 typedef struct {
@@ -106,6 +118,9 @@ void referral_stat_observe(referral_stat_times_t *t, uint64_t us);
 
 /* a lost attempt of the flush, by its SQLSTATE */
 void referral_stat_retry(const char *sqlstate);
+
+/* what is true of streams now; n: up to REFERRAL_STAT_STREAMS */
+void referral_stat_streams(const referral_stat_stream_t *streams, size_t n);
 
 /* the Prometheus text format, version 0.0.4 */
 void referral_stat_prometheus(referral_buf_t *b);
