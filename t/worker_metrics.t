@@ -3,7 +3,8 @@
 # Copyright (C) The nginx referral module authors
 #
 # The worker's endpoint: each counter moves by one when one such thing
-# happens, promtool takes the text, /healthz and /readyz say what is wrong.
+# happens, and at the end there is none that did not; promtool takes the text,
+# /healthz and /readyz say what is wrong.
 
 use strict;
 use warnings;
@@ -13,7 +14,12 @@ use JSON::PP qw(decode_json);
 use Test::More;
 use Time::HiRes qw(sleep time);
 use Referral::Test;
+use Referral::Test::Metrics;
+use Referral::Test::Process;
 use Referral::Test::Receiver;
+
+my %one;                                # counters that were moved by one
+my %seen;                               # gauge => values
 
 my $t = Referral::Test->new();
 my $pg = $t->postgres();
@@ -27,7 +33,11 @@ sub metrics {
     my $r = eval { $t->get('/metrics', port => $port) };
     return {} if !$r || $r->status != 200;
     $text = $r->body;
-    return { map { /^(\w\S*) (\S+)$/ ? ($1 => $2) : () } split(/\n/, $text) };
+
+    my %m = Referral::Test::Metrics::samples($text);
+    $seen{$_}{ $m{$_} } = 1 for keys %m;
+
+    return \%m;
 }
 
 # what moved since the last look, of what does not move by itself
@@ -66,6 +76,8 @@ sub moves {
                        > $before }, 15);
     sleep(0.3);
     is_deeply(moved(), $want, $name);
+
+    $one{"referral_worker_$_"} = 1 for grep { $want->{$_} == 1 } keys %$want;
 }
 
 sub journal_write { $t->journal_write($journal, @_) }
@@ -76,6 +88,37 @@ my $w = $t->worker(listen => "127.0.0.1:$port", redis => $redis->url(),
 ok($w->notified(qr/READY=1/), 'the worker is there');
 ok($t->wait_for(sub { (metrics()->{referral_worker_publish_full_total} // 0)
                       == 1 }, 15), 'all codes are published once');
+$one{referral_worker_publish_full_total} = 1;
+
+
+# A main loop that is stuck.  All that it waits for has its time, so it can be
+# a disk only that does not answer: its look for the journal takes 80 s here,
+# and what /healthz says of that is asked for at the end.
+
+my $socket = $t->dir() . '/worker.sock';
+my $stuck = stuck();
+
+sub stuck {
+    my $s = { dir => $t->dir() . '/stuck', socket => $t->dir() . '/stuck.sock',
+              at => time() };
+
+    $s->{worker} = $t->worker(name => 'stuck', journal => $s->{dir},
+                              postgres => 'host=' . $t->dir(),
+                              listen => "unix:$s->{socket}");
+    $s->{worker}->notified(qr/READY=1/) or die "the worker is not there\n";
+    $s->{disk} = Referral::Test::Process->new(
+        name => 'strace', log => $t->dir() . '/strace.log',
+        argv => [ 'strace', '-qq', '-p', $s->{worker}->pid(), '-P', $s->{dir},
+                  '-e', 'inject=openat:delay_enter=80s' ]);
+
+    return $s;
+}
+
+sub asked {
+    my ($at, $path) = @_;
+    my ($r) = $t->curl('--unix-socket', $at, "http://localhost$path");
+    return ref($r) ? $r : undef;
+}
 
 
 # the text
@@ -87,6 +130,8 @@ my $file = $t->write_file('metrics', $r->body);
 my $out = qx(promtool check metrics < $file 2>&1);
 is($?, 0, 'promtool takes it');
 is($out, '', 'without a word');
+is_deeply([ Referral::Test::Metrics::histograms($text) ], [],
+          'buckets are cumulative, the last one is the count');
 like($text, qr/^referral_worker_build_info\{version="[\d.]+"\} 1$/m,
      'the version');
 
@@ -133,7 +178,10 @@ $t->wait_for(sub { (metrics()->{referral_worker_gap_records_total} // 0) > 0 },
              15);
 my $m = metrics();
 is($m->{referral_worker_gap_records_total}, 1, 'a damaged record is a gap');
+$one{referral_worker_gap_records_total} = 1;
 is($m->{referral_worker_rows_total}, 2, 'beside two rows');
+
+
 # a failure of each kind, once
 
 $pg->rows(q{
@@ -234,6 +282,13 @@ moves('a code is published', { published_codes_total => 1,
       sub { $pg->rows("SELECT referral.code_create($program, NULL, 'ONE')") });
 
 
+moves('its connection is cut', { publish_failures_total => 1 },
+      sub { $redis->cmd('CLIENT', 'KILL', 'TYPE', 'normal') });
+moves('a code is published afterwards', { published_codes_total => 1,
+                                          publish_seconds_count => 1 },
+      sub { $pg->rows("SELECT referral.code_create($program, NULL, 'TWO')") });
+
+
 # lag, and what health says, while Postgres is away
 
 # name of a stream => its records or seconds of lag
@@ -284,18 +339,16 @@ is($t->get('/healthz', port => $port)->status, 200, 'alive all the same');
 
 # a worker that never had it is not ready at all, nor without its journal
 
-my $socket = $t->dir() . '/worker.sock';
 my $w2 = $t->worker(name => 'second', journal => $t->dir() . '/none',
                     listen => "unix:$socket");
 ok($w2->notified(qr/READY=1/), 'another one, on a unix socket');
 
 sub ready {
-    my ($body) = $t->curl('--unix-socket', $socket,
-                          'http://localhost/readyz');
-    return ref($body) ? $body->body : $body;
+    my $r = asked($socket, '/readyz');
+    return $r ? $r->body : '';
 }
 
-ok($t->wait_for(sub { (ready() // '') =~ /journal/ }, 5), 'has no journal');
+ok($t->wait_for(sub { ready() =~ /journal/ }, 5), 'has no journal');
 like(ready(), qr/"reason":"postgres"/, 'and never had Postgres');
 is((stat($socket))[2] & 0777, 0660, 'its socket is not for all');
 
@@ -308,11 +361,21 @@ is(scalar(grep { $_ } values %stream), 0, 'in no stream');
 is($t->get('/readyz', port => $port)->status, 200, 'ready');
 
 mkdir($t->dir() . '/none');
-ok($t->wait_for(sub { (ready() // '') =~ /"ready":true/ }, 10),
+ok($t->wait_for(sub { ready() =~ /"ready":true/ }, 10),
    'the other one has all, too');
 $w2->stop();
 ok(!-e $socket, 'it removes its socket');
 close($hold);
+
+# a stream that is set aside
+
+my ($stream) = grep { -e "$_/lock" } glob("$journal/*");
+
+$t->write_file('journal/' . ($stream =~ s{.*/}{}r) . '/aside', "for a test\n");
+ok($t->wait_for(sub { metrics()->{'referral_worker_streams{state="aside"}'} },
+                10), 'a stream is set aside');
+is(metrics()->{'referral_worker_streams{state="aside"}'}, 1, 'one');
+
 
 # another one has the port
 
@@ -322,6 +385,43 @@ $r = $t->run('timeout', '20', $t->build() . '/referral-worker', '-c', $conf);
 is($r->{status}, 1, 'an address that is taken');
 like($r->{output}, qr/event=listen-failed listen="127.0.0.1:$port"/,
      'is named');
+
+# the one that is stuck
+
+SKIP: {
+    skip 'no process may be traced here', 5 unless $stuck->{disk}->alive();
+
+    my $at = $stuck->{socket};
+
+    is(asked($at, '/healthz')->status, 200, 'alive for a minute')
+        if time() - $stuck->{at} < 59;
+    ok($t->wait_for(sub { asked($at, '/healthz')->status == 503 }, 70),
+       'a worker that does not move');
+    cmp_ok(time() - $stuck->{at}, '>=', 59, 'for a minute');
+
+    $r = decode_json(asked($at, '/healthz')->body);
+    is($r->{alive}, JSON::PP::false, 'says that it is not alive');
+    is($r->{reasons}[0]{reason}, 'the worker does not move', 'and why');
+    cmp_ok($r->{reasons}[0]{seconds}, '>=', 60, 'and how long');
+
+    $stuck->{disk}->stop('TERM', 10);
+    ok($t->wait_for(sub { asked($at, '/healthz')->status == 200 }, 10),
+       'alive as soon as it moves');
+}
+
+$stuck->{worker}->stop();
+
+
+# nothing is left out
+
+metrics();
+
+is_deeply([ grep { !$one{$_} } Referral::Test::Metrics::counters($text) ], [],
+          'each counter was moved by one');
+is_deeply([ grep { keys %{ $seen{$_} } < 2 && !/build_info/ }
+            map { my $family = $_; grep { /^$family\b/ } keys %seen }
+            Referral::Test::Metrics::families($text, 'gauge') ], [],
+          'each gauge changed');
 
 $receiver->stop();
 $t->done();

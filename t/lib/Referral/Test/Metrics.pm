@@ -25,6 +25,10 @@ name with labels, and value.
 the samples that only grow: those of counters, and the count of each
 histogram.
 
+=item families($text, $type)
+
+names of all counters, gauges or histograms.
+
 =item histograms($text)
 
 a sentence for each histogram whose buckets are not cumulative, or whose last
