@@ -75,7 +75,7 @@ sub reset_now {
 
 subtest 'clients go' => sub {
 
-    my $t = start();
+    my $t = start(status => 1);
     my ($pid) = $t->workers();
 
     $t->get('/r/NONE');
@@ -111,11 +111,8 @@ subtest 'clients go' => sub {
 
     is($right, scalar(grep { $_ % 3 == 2 } 0 .. $#c), 'who stays is answered');
 
-    my ($hits) = scalar(grep {
-        $t->get("/r/C$_")->header('X-Cache') eq 'hit'
-    } 1 .. 40);
-
-    is($hits, 40, 'replies for those who went fill the zone');
+    ok($t->wait_for(sub { $t->status() =~ /^referral_zone_codes 40$/m }, 5),
+       'replies for those who went fill the zone');
     is_deeply([ $t->workers() ], [ $pid ], 'the same worker');
 
     $t->done();
@@ -342,7 +339,11 @@ subtest 'a worker is killed while they wait' => sub {
 
     ok($t->wait_for(sub { $t->get('/r/C2')->status == 302 }, 5),
        'the next one works');
-    is($t->get('/r/C1')->header('X-Cache'), 'hit', 'with the same zone');
+
+    # without Redis: it may be asked again, when nobody heard it for too long
+
+    freeze($t);
+    is($t->get('/r/C1')->status, 302, 'with the same zone');
 
     $t->done();
 };
