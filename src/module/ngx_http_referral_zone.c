@@ -13,9 +13,9 @@
 #include "referral_fault.h"
 
 
-/* an entry that was moved to the LRU's head so recently stays where it is */
+/* entries that one eviction may pass over because they were used */
 
-#define NGX_HTTP_REFERRAL_ZONE_TOUCH    100        /* ms */
+#define NGX_HTTP_REFERRAL_ZONE_CHANCES  16
 
 /* one caller in this time is asked to refresh a stale entry */
 
@@ -45,8 +45,12 @@ static ngx_int_t ngx_http_referral_zone_age(
     ngx_msec_t now);
 static ngx_uint_t ngx_http_referral_zone_refresh(
     ngx_http_referral_zone_code_t *zc, ngx_uint_t aged, ngx_msec_t now);
-static void ngx_http_referral_zone_touch(ngx_http_referral_zone_sh_t *sh,
-    ngx_http_referral_zone_code_t *zc, ngx_msec_t now);
+static void ngx_http_referral_zone_insert(ngx_http_referral_zone_sh_t *sh,
+    ngx_http_referral_zone_code_t *zc);
+static void ngx_http_referral_zone_insert_code(ngx_rbtree_node_t *temp,
+    ngx_rbtree_node_t *node, ngx_rbtree_node_t *sentinel);
+static void ngx_http_referral_zone_delete(ngx_http_referral_zone_sh_t *sh,
+    ngx_http_referral_zone_code_t *zc);
 static ngx_http_referral_zone_bucket_t *ngx_http_referral_zone_bucket(
     ngx_http_referral_zone_sh_t *sh, ngx_uint_t hash);
 static uint64_t ngx_http_referral_zone_tag(ngx_uint_t hash, ngx_str_t *code);
@@ -74,6 +78,12 @@ static void ngx_http_referral_zone_read(
 static ngx_int_t ngx_http_referral_zone_cmp(ngx_str_t *code,
     ngx_http_referral_zone_code_t *zc);
 
+
+/* both lines of a block: slabs of pages are aligned to its size */
+
+#define ngx_http_referral_zone_fetch(block)                                  \
+    __builtin_prefetch(block);                                               \
+    __builtin_prefetch((u_char *) (block) + NGX_HTTP_REFERRAL_ZONE_BLOCK / 2)
 
 #define ngx_http_referral_zone_code_data(zc)                                 \
     ((u_char *) (zc) + sizeof(ngx_http_referral_zone_code_t))
@@ -130,7 +140,11 @@ ngx_http_referral_zone_get(ngx_http_referral_zone_conf_t *zcf,
         entry->unsure = 1;
     }
 
-    ngx_http_referral_zone_touch(sh, zc, now);
+    /* nothing else is written: a hit fetches no entry but its own */
+
+    if (!zc->used) {
+        zc->used = 1;
+    }
 
     absent = zc->absent;
     url_len = zc->url_len;
@@ -272,7 +286,6 @@ ngx_http_referral_zone_set(ngx_http_referral_zone_conf_t *zcf,
     zc->base.node.key = hash;
     zc->fetched = now;
     zc->epoch = sh->epoch;
-    zc->touched = (uint32_t) now;
     zc->refreshed = (uint32_t) now;
     zc->code_len = (uint8_t) code->len;
     zc->absent = (rule == NULL);
@@ -298,7 +311,7 @@ ngx_http_referral_zone_set(ngx_http_referral_zone_conf_t *zcf,
                                      rule->campaign.len);
     }
 
-    ngx_rbtree_insert(&sh->codes, &zc->base.node);
+    ngx_http_referral_zone_insert(sh, zc);
     ngx_queue_insert_head(&list->queue, &zc->base.queue);
 
     list->n++;
@@ -469,10 +482,17 @@ ngx_http_referral_zone_find(ngx_http_referral_zone_sh_t *sh, ngx_uint_t hash,
     ngx_rbtree_node_t              *node, *sentinel;
     ngx_http_referral_zone_code_t  *zc;
 
-    node = sh->codes.root;
-    sentinel = sh->codes.sentinel;
+    node = sh->codes[hash & sh->codes_mask];
+    sentinel = &sh->codes_sentinel;
 
     while (node != sentinel) {
+
+        /*
+         * Of many codes most are in no cache of the processor: what will be
+         * read next is fetched at one time and not one after the other.
+         */
+
+        ngx_http_referral_zone_fetch(node);
 
         if (hash != node->key) {
             node = (hash < node->key) ? node->left : node->right;
@@ -480,6 +500,10 @@ ngx_http_referral_zone_find(ngx_http_referral_zone_sh_t *sh, ngx_uint_t hash,
         }
 
         zc = (ngx_http_referral_zone_code_t *) node;
+
+        if (zc->base.next != NULL) {
+            ngx_http_referral_zone_fetch(zc->base.next);
+        }
 
         rc = ngx_http_referral_zone_cmp(code, zc);
 
@@ -553,21 +577,85 @@ ngx_http_referral_zone_refresh(ngx_http_referral_zone_code_t *zc,
 
 
 static void
-ngx_http_referral_zone_touch(ngx_http_referral_zone_sh_t *sh,
-    ngx_http_referral_zone_code_t *zc, ngx_msec_t now)
+ngx_http_referral_zone_insert(ngx_http_referral_zone_sh_t *sh,
+    ngx_http_referral_zone_code_t *zc)
 {
-    ngx_http_referral_zone_list_t  *list;
+    ngx_rbtree_t         tree;
+    ngx_rbtree_node_t  **root;
 
-    if ((uint32_t) now - zc->touched < NGX_HTTP_REFERRAL_ZONE_TOUCH) {
-        return;
+    root = &sh->codes[zc->base.node.key & sh->codes_mask];
+
+    tree.root = *root;
+    tree.sentinel = &sh->codes_sentinel;
+    tree.insert = ngx_http_referral_zone_insert_code;
+
+    ngx_rbtree_insert(&tree, &zc->base.node);
+
+    *root = tree.root;
+}
+
+
+static void
+ngx_http_referral_zone_insert_code(ngx_rbtree_node_t *temp,
+    ngx_rbtree_node_t *node, ngx_rbtree_node_t *sentinel)
+{
+    u_char                            data[REFERRAL_CODE_LEN];
+    ngx_str_t                         code;
+    ngx_rbtree_node_t               **p;
+    ngx_http_referral_zone_code_t    *zc;
+    ngx_http_referral_zone_cursor_t   cursor;
+
+    zc = (ngx_http_referral_zone_code_t *) node;
+
+    ngx_http_referral_zone_open(&cursor, zc);
+    ngx_http_referral_zone_read(&cursor, data, zc->code_len);
+
+    code.len = zc->code_len;
+    code.data = data;
+
+    for ( ;; ) {
+
+        if (node->key != temp->key) {
+            p = (node->key < temp->key) ? &temp->left : &temp->right;
+
+        } else {
+            zc = (ngx_http_referral_zone_code_t *) temp;
+
+            p = (ngx_http_referral_zone_cmp(&code, zc) < 0) ? &temp->left
+                                                            : &temp->right;
+        }
+
+        if (*p == sentinel) {
+            break;
+        }
+
+        temp = *p;
     }
 
-    zc->touched = (uint32_t) now;
+    *p = node;
+    node->parent = temp;
+    node->left = sentinel;
+    node->right = sentinel;
+    ngx_rbt_red(node);
+}
 
-    list = zc->absent ? &sh->absent : &sh->present;
 
-    ngx_queue_remove(&zc->base.queue);
-    ngx_queue_insert_head(&list->queue, &zc->base.queue);
+static void
+ngx_http_referral_zone_delete(ngx_http_referral_zone_sh_t *sh,
+    ngx_http_referral_zone_code_t *zc)
+{
+    ngx_rbtree_t         tree;
+    ngx_rbtree_node_t  **root;
+
+    root = &sh->codes[zc->base.node.key & sh->codes_mask];
+
+    tree.root = *root;
+    tree.sentinel = &sh->codes_sentinel;
+    tree.insert = ngx_http_referral_zone_insert_code;
+
+    ngx_rbtree_delete(&tree, &zc->base.node);
+
+    *root = tree.root;
 }
 
 
@@ -686,12 +774,20 @@ ngx_http_referral_zone_alloc(ngx_http_referral_zone_conf_t *zcf,
 }
 
 
+/*
+ * The oldest goes, unless it was used since it came or was passed over here:
+ * then it counts as new (the second chance, or clock, algorithm).  Nearly as
+ * good as LRU, and it is the rare eviction that moves entries, not each hit.
+ */
+
 static ngx_int_t
 ngx_http_referral_zone_evict(ngx_http_referral_zone_conf_t *zcf,
     ngx_http_referral_zone_list_t *list)
 {
+    ngx_uint_t                      i;
     ngx_queue_t                    *q;
     ngx_http_referral_zone_node_t  *zn;
+    ngx_http_referral_zone_code_t  *zc;
 
     if (ngx_queue_empty(&list->queue)) {
         return NGX_DECLINED;
@@ -711,7 +807,20 @@ ngx_http_referral_zone_evict(ngx_http_referral_zone_conf_t *zcf,
         return NGX_OK;
     }
 
-    ngx_http_referral_zone_drop(zcf, (ngx_http_referral_zone_code_t *) zn);
+    zc = (ngx_http_referral_zone_code_t *) zn;
+
+    for (i = 0; zc->used && i < NGX_HTTP_REFERRAL_ZONE_CHANCES; i++) {
+        zc->used = 0;
+
+        ngx_queue_remove(q);
+        ngx_queue_insert_head(&list->queue, q);
+
+        q = ngx_queue_last(&list->queue);
+        zc = (ngx_http_referral_zone_code_t *)
+                 ngx_queue_data(q, ngx_http_referral_zone_node_t, queue);
+    }
+
+    ngx_http_referral_zone_drop(zcf, zc);
 
     ngx_http_referral_count(zone_evicted);
 
@@ -731,7 +840,7 @@ ngx_http_referral_zone_drop(ngx_http_referral_zone_conf_t *zcf,
     list->blocks -= zc->blocks;
 
     ngx_queue_remove(&zc->base.queue);
-    ngx_rbtree_delete(&zcf->sh->codes, &zc->base.node);
+    ngx_http_referral_zone_delete(zcf->sh, zc);
 
     ngx_http_referral_zone_free_chain(zcf, &zc->base);
 }
@@ -839,49 +948,4 @@ ngx_http_referral_zone_cmp(ngx_str_t *code,
     ngx_http_referral_zone_read(&cursor, data, code->len);
 
     return ngx_memcmp(code->data, data, code->len);
-}
-
-
-void
-ngx_http_referral_zone_insert_code(ngx_rbtree_node_t *temp,
-    ngx_rbtree_node_t *node, ngx_rbtree_node_t *sentinel)
-{
-    u_char                            data[REFERRAL_CODE_LEN];
-    ngx_str_t                         code;
-    ngx_rbtree_node_t               **p;
-    ngx_http_referral_zone_code_t    *zc;
-    ngx_http_referral_zone_cursor_t   cursor;
-
-    zc = (ngx_http_referral_zone_code_t *) node;
-
-    ngx_http_referral_zone_open(&cursor, zc);
-    ngx_http_referral_zone_read(&cursor, data, zc->code_len);
-
-    code.len = zc->code_len;
-    code.data = data;
-
-    for ( ;; ) {
-
-        if (node->key != temp->key) {
-            p = (node->key < temp->key) ? &temp->left : &temp->right;
-
-        } else {
-            zc = (ngx_http_referral_zone_code_t *) temp;
-
-            p = (ngx_http_referral_zone_cmp(&code, zc) < 0) ? &temp->left
-                                                            : &temp->right;
-        }
-
-        if (*p == sentinel) {
-            break;
-        }
-
-        temp = *p;
-    }
-
-    *p = node;
-    node->parent = temp;
-    node->left = sentinel;
-    node->right = sentinel;
-    ngx_rbt_red(node);
 }

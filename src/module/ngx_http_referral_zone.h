@@ -3,7 +3,7 @@
  * Copyright (C) The nginx referral module authors
  *
  * The shared-memory zone: rules of codes, absent codes, networks of the miss
- * limit, counters.  LRU; a full zone is not an error.
+ * limit, counters.  What is not used goes first; a full zone is not an error.
  */
 
 

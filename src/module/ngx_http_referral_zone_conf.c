@@ -12,7 +12,7 @@
 
 
 #define NGX_HTTP_REFERRAL_ZONE_MAGIC   0x5246315a
-#define NGX_HTTP_REFERRAL_ZONE_LAYOUT  3
+#define NGX_HTTP_REFERRAL_ZONE_LAYOUT  4
 
 /* the smallest zone that is of use, beside the counters */
 
@@ -24,6 +24,10 @@
 #define NGX_HTTP_REFERRAL_ZONE_LEAST   64
 #define NGX_HTTP_REFERRAL_ZONE_MOST    65536
 
+/* a root of codes for so many, about one for each code of a full zone */
+
+#define NGX_HTTP_REFERRAL_ZONE_ROOT    256
+
 /* one member of referral:off for so many */
 
 #define NGX_HTTP_REFERRAL_ZONE_MEMBER  128
@@ -31,6 +35,8 @@
 
 static ngx_int_t ngx_http_referral_zone_init(ngx_shm_zone_t *shm_zone,
     void *data);
+static ngx_int_t ngx_http_referral_zone_init_codes(
+    ngx_http_referral_zone_sh_t *sh, ngx_slab_pool_t *shpool, size_t size);
 static ngx_int_t ngx_http_referral_zone_init_cover(
     ngx_http_referral_zone_sh_t *sh, ngx_slab_pool_t *shpool, size_t size);
 static ngx_http_referral_zone_conf_t *ngx_http_referral_zone_create(
@@ -86,8 +92,10 @@ ngx_http_referral_zone_init(ngx_shm_zone_t *shm_zone, void *data)
         return NGX_ERROR;
     }
 
-    if (ngx_http_referral_zone_init_cover(sh, shpool, shm_zone->shm.size)
-        != NGX_OK)
+    if (ngx_http_referral_zone_init_codes(sh, shpool, shm_zone->shm.size)
+        != NGX_OK
+        || ngx_http_referral_zone_init_cover(sh, shpool, shm_zone->shm.size)
+           != NGX_OK)
     {
         return NGX_ERROR;
     }
@@ -112,8 +120,6 @@ ngx_http_referral_zone_init(ngx_shm_zone_t *shm_zone, void *data)
     sh->capacity = shpool->pfree
                    * (ngx_pagesize / NGX_HTTP_REFERRAL_ZONE_BLOCK);
 
-    ngx_rbtree_init(&sh->codes, &sh->codes_sentinel,
-                    ngx_http_referral_zone_insert_code);
     ngx_rbtree_init(&sh->networks, &sh->networks_sentinel,
                     ngx_http_referral_zone_insert_network);
 
@@ -127,6 +133,37 @@ ngx_http_referral_zone_init(ngx_shm_zone_t *shm_zone, void *data)
 
     shpool->data = sh;
     zcf->sh = sh;
+
+    return NGX_OK;
+}
+
+
+static ngx_int_t
+ngx_http_referral_zone_init_codes(ngx_http_referral_zone_sh_t *sh,
+    ngx_slab_pool_t *shpool, size_t size)
+{
+    ngx_uint_t  i, n;
+
+    n = NGX_HTTP_REFERRAL_ZONE_LEAST;
+
+    while (n <= NGX_MAX_UINT32_VALUE / 2
+           && n * 2 <= size / NGX_HTTP_REFERRAL_ZONE_ROOT)
+    {
+        n *= 2;
+    }
+
+    sh->codes = ngx_slab_alloc(shpool, n * sizeof(ngx_rbtree_node_t *));
+    if (sh->codes == NULL) {
+        return NGX_ERROR;
+    }
+
+    sh->codes_mask = (uint32_t) (n - 1);
+
+    ngx_rbtree_sentinel_init(&sh->codes_sentinel);
+
+    for (i = 0; i < n; i++) {
+        sh->codes[i] = &sh->codes_sentinel;
+    }
 
     return NGX_OK;
 }

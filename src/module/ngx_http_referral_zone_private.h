@@ -53,7 +53,6 @@ typedef struct {
     ngx_http_referral_zone_node_t     base;
     ngx_msec_t                        fetched;
     uint32_t                          epoch;       /* it was read in */
-    uint32_t                          touched;     /* ms, low bits */
     uint32_t                          refreshed;   /* ms, low bits */
     uint16_t                          url_len;
     uint8_t                           campaign_len;
@@ -61,6 +60,7 @@ typedef struct {
     uint8_t                           blocks;
     uint8_t                           state;       /* referral_state_e */
     uint8_t                           absent;
+    uint8_t                           used;        /* a second chance */
 } ngx_http_referral_zone_code_t;
 
 
@@ -82,7 +82,7 @@ typedef struct {
 } ngx_http_referral_zone_network_t;
 
 
-/* an LRU list, its share of the zone */
+/* entries in the order of their coming, their share of the zone */
 
 typedef struct {
     ngx_queue_t                       queue;
@@ -122,7 +122,10 @@ struct ngx_http_referral_zone_sh_s {
     ngx_uint_t                        capacity;    /* blocks */
     ngx_http_referral_stat_t         *stat;
 
-    ngx_rbtree_t                      codes;
+    /* a tree for each hash, rarely more than a node or two deep */
+
+    ngx_rbtree_node_t               **codes;       /* roots */
+    uint32_t                          codes_mask;  /* roots - 1 */
     ngx_rbtree_node_t                 codes_sentinel;
     ngx_rbtree_t                      networks;
     ngx_rbtree_node_t                 networks_sentinel;
@@ -160,8 +163,6 @@ struct ngx_http_referral_zone_sh_s {
 };
 
 
-void ngx_http_referral_zone_insert_code(ngx_rbtree_node_t *temp,
-    ngx_rbtree_node_t *node, ngx_rbtree_node_t *sentinel);
 void ngx_http_referral_zone_insert_network(ngx_rbtree_node_t *temp,
     ngx_rbtree_node_t *node, ngx_rbtree_node_t *sentinel);
 
