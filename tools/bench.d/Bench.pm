@@ -424,6 +424,7 @@ sub wrk {
                   BENCH_SUFFIX => $c->{suffix} // '',
                   BENCH_CODES => $c->{codes} // 1000,
                   BENCH_PICK => $c->{pick} // 'uniform',
+                  BENCH_FIRST => $c->{first} // 0,
                   BENCH_ADDRESSES => "$self->{geo}/addresses");
 
     # wrk knows whole seconds, and ends well by SIGINT

@@ -18,7 +18,7 @@ local head = " HTTP/1.1\r\nHost: shop.example.com\r\n"
     .. "X-Real-IP: "
 
 local addresses, requests = {}, {}
-local n = 0
+local n = tonumber(os.getenv("BENCH_FIRST"))
 
 
 -- Zipf with exponent 1, by the inverse of its integral: rank 1 is most likely
@@ -30,7 +30,7 @@ local function rank()
 
     if pick == "next" then
         n = n + 1
-        return n % codes
+        return (n - 1) % codes
     end
 
     return math.random(0, codes - 1)
