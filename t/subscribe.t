@@ -24,9 +24,6 @@ my $server = q{
     location /r/ { referral_redirect; }
 };
 
-my $faults = ($ENV{REFERRAL_BUILD} // Referral::Test->top() . '/build')
-             . '/faults/ngx_http_referral_module.so';
-
 
 # "302 hit a": status, cache, the last part of the destination
 
@@ -259,10 +256,8 @@ subtest 'a reply that was overtaken' => sub {
 
 subtest 'the same without the guard' => sub {
 
-    plan skip_all => 'needs a build with fault points'
-        unless -e $faults && !$ENV{REFERRAL_ASAN};
-
-    local $ENV{REFERRAL_MODULE} = $faults;
+    local $ENV{REFERRAL_MODULE} = Referral::Test->faults()
+        or plan skip_all => 'needs a build with fault points';
 
     my ($t, $changed, @shown) =
         race(main => 'env REFERRAL_NO_GUARD=zone-generation;');
