@@ -143,6 +143,7 @@ struct ngx_http_referral_ctx_s {
 
     ngx_str_t                     code;            /* folded, or as sent */
     u_char                        code_data[REFERRAL_CODE_LEN];
+    uint32_t                      hash;            /* of it, in the zone */
     referral_via_e                via;
     ngx_str_t                     path;            /* asked for, decoded */
     ngx_str_t                     args;            /* asked for, undecoded */

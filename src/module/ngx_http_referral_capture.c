@@ -19,6 +19,8 @@
 #define NGX_HTTP_REFERRAL_VALUE_LEN  (REFERRAL_CODE_LEN * 3 + 1)
 
 
+static ngx_int_t ngx_http_referral_capture(ngx_http_request_t *r,
+    ngx_array_t *params);
 static ngx_uint_t ngx_http_referral_capture_param(ngx_http_request_t *r,
     ngx_array_t *params, u_char *buf, size_t *len);
 static ngx_int_t ngx_http_referral_capture_lookup(
@@ -37,20 +39,30 @@ static ngx_int_t ngx_http_referral_strip_location(
 ngx_int_t
 ngx_http_referral_capture_handler(ngx_http_request_t *r)
 {
-    u_char                         buf[NGX_HTTP_REFERRAL_VALUE_LEN];
-    size_t                         len;
-    ngx_http_referral_ctx_t       *ctx;
     ngx_http_referral_srv_conf_t  *rscf;
 
-    if (r != r->main) {
+    /* all that a page without arguments has to do with us */
+
+    if (r->args.len == 0 || r != r->main) {
         return NGX_DECLINED;
     }
 
     rscf = ngx_http_get_module_srv_conf(r, ngx_http_referral_module);
 
-    if (!rscf->enable || r->args.len == 0) {
+    if (!rscf->enable) {
         return NGX_DECLINED;
     }
+
+    return ngx_http_referral_capture(r, rscf->params);
+}
+
+
+static ngx_int_t
+ngx_http_referral_capture(ngx_http_request_t *r, ngx_array_t *params)
+{
+    u_char                    buf[NGX_HTTP_REFERRAL_VALUE_LEN];
+    size_t                    len;
+    ngx_http_referral_ctx_t  *ctx;
 
     ctx = ngx_http_referral_get_ctx(r);
 
@@ -65,7 +77,7 @@ ngx_http_referral_capture_handler(ngx_http_request_t *r)
         return NGX_DECLINED;
     }
 
-    if (!ngx_http_referral_capture_param(r, rscf->params, buf, &len)) {
+    if (!ngx_http_referral_capture_param(r, params, buf, &len)) {
         return NGX_DECLINED;
     }
 
@@ -78,13 +90,14 @@ ngx_http_referral_capture_handler(ngx_http_request_t *r)
     ctx->path = r->uri;
     ctx->args = r->args;
 
+    ngx_http_referral_capture_code(ctx, REFERRAL_VIA_PARAMETER, buf, len);
+
     ngx_http_referral_read_headers(ctx);
 
     if (!ctx->document) {
+        ctx->seen = 0;
         return NGX_DECLINED;
     }
-
-    ngx_http_referral_capture_code(ctx, REFERRAL_VIA_PARAMETER, buf, len);
 
     return ngx_http_referral_capture_lookup(ctx);
 }
@@ -143,6 +156,7 @@ ngx_http_referral_capture_code(ngx_http_referral_ctx_t *ctx,
 
     if (n >= 0) {
         ctx->code.len = n;
+        ngx_http_referral_lookup_expect(ctx);
         return;
     }
 

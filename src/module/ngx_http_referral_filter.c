@@ -22,6 +22,8 @@ static u_char *ngx_http_referral_filter_directives(u_char *dst, u_char *start,
     ngx_str_t *value, ngx_uint_t *private);
 static ngx_int_t ngx_http_referral_filter_replace(ngx_http_request_t *r,
     ngx_str_t *value);
+static ngx_int_t ngx_http_referral_filter_add(ngx_http_request_t *r,
+    ngx_str_t *value);
 static ngx_table_elt_t *ngx_http_referral_filter_next(ngx_http_request_t *r,
     ngx_list_part_t **part, ngx_uint_t *i, const char *name, size_t len);
 
@@ -237,7 +239,7 @@ ngx_http_referral_filter_private(ngx_http_request_t *r)
 
     if (len == 0) {
         ngx_str_set(&value, "private");
-        return ngx_http_referral_filter_replace(r, &value);
+        return ngx_http_referral_filter_add(r, &value);
     }
 
     p = ngx_pnalloc(r->pool, len + sizeof(", private") - 1);
@@ -403,6 +405,15 @@ ngx_http_referral_filter_replace(ngx_http_request_t *r, ngx_str_t *value)
         first->value = *value;
         return NGX_OK;
     }
+
+    return ngx_http_referral_filter_add(r, value);
+}
+
+
+static ngx_int_t
+ngx_http_referral_filter_add(ngx_http_request_t *r, ngx_str_t *value)
+{
+    ngx_table_elt_t  *h;
 
     h = ngx_http_referral_add_header(r, "Cache-Control", "");
     if (h == NULL) {

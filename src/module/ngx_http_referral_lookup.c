@@ -46,6 +46,14 @@ ngx_http_referral_lookup_t  ngx_http_referral_lookups;
 static u_char  ngx_http_referral_lookup_answered;
 
 
+void
+ngx_http_referral_lookup_expect(ngx_http_referral_ctx_t *ctx)
+{
+    ctx->hash = ngx_http_referral_zone_expect(
+                    ngx_http_referral_lookups.rmcf->zone, &ctx->code);
+}
+
+
 ngx_int_t
 ngx_http_referral_lookup(ngx_http_referral_ctx_t *ctx)
 {
@@ -217,7 +225,8 @@ ngx_http_referral_lookup_zone(ngx_http_referral_ctx_t *ctx,
     ngx_int_t  rc;
 
     rc = ngx_http_referral_zone_get(ngx_http_referral_lookups.rmcf->zone,
-                                    &ctx->code, ctx->request->pool, entry);
+                                    &ctx->code, ctx->hash,
+                                    ctx->request->pool, entry);
 
     if (rc == NGX_OK) {
         ngx_log_debug4(NGX_LOG_DEBUG_HTTP, ctx->request->connection->log, 0,

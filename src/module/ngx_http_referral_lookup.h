@@ -33,8 +33,11 @@ ngx_http_referral_redis_t *ngx_http_referral_lookup_link(void);
 /* the server was heard on another connection */
 void ngx_http_referral_lookup_hurry(void);
 
+/* ctx->code (folded) will be looked up soon: sets ctx->hash */
+void ngx_http_referral_lookup_expect(ngx_http_referral_ctx_t *ctx);
+
 /*
- * Judges ctx->code (folded).
+ * Judges ctx->code, which is expected.
  *
  *   NGX_OK     ctx->verdict, cache and rule are set, judged is 1
  *   NGX_AGAIN  the request has to wait: ctx->wake(ctx) is called from the

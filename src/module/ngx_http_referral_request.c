@@ -20,6 +20,12 @@ static void ngx_http_referral_read_language(ngx_http_referral_ctx_t *ctx,
     ngx_str_t *value);
 
 
+/* of all names that are read, those in the table and two more */
+
+#define NGX_HTTP_REFERRAL_HEADER_LENS                                         \
+    (1 << 3 | 1 << 5 | 1 << 7 | 1 << 9 | 1 << 11 | 1 << 14 | 1 << 15)
+
+
 static ngx_http_referral_hint_t  ngx_http_referral_hints[] = {
 
     { ngx_string("sec-gpc"), ngx_string("1"), REFERRAL_SIGNAL_GPC },
@@ -49,21 +55,13 @@ static ngx_http_referral_hint_t  ngx_http_referral_hints[] = {
 };
 
 
-/* internal redirects and error pages clear r->ctx, but not the pool */
-
 ngx_http_referral_ctx_t *
-ngx_http_referral_get_ctx(ngx_http_request_t *r)
+ngx_http_referral_find_ctx(ngx_http_request_t *r)
 {
     ngx_pool_cleanup_t       *cln;
     ngx_http_referral_ctx_t  *ctx;
 
-    r = r->main;
-
-    ctx = ngx_http_get_module_ctx(r, ngx_http_referral_module);
-
-    if (ctx != NULL || !(r->internal || r->filter_finalize)) {
-        return ctx;
-    }
+    ctx = NULL;
 
     for (cln = r->pool->cleanup; cln; cln = cln->next) {
 
@@ -122,6 +120,8 @@ ngx_http_referral_cleanup(void *data)
 void
 ngx_http_referral_read_headers(ngx_http_referral_ctx_t *ctx)
 {
+    size_t                     len;
+    ngx_str_t                 *value;
     ngx_uint_t                 i;
     ngx_list_part_t           *part;
     ngx_table_elt_t           *h;
@@ -153,38 +153,41 @@ ngx_http_referral_read_headers(ngx_http_referral_ctx_t *ctx)
             i = 0;
         }
 
-        /* most headers are none of ours, and the first letter tells */
+        /* most headers are none of ours, and the length tells */
 
-        switch (h[i].lowcase_key[0]) {
-        case 'a':
-        case 'd':
-        case 'p':
-        case 's':
-        case 'x':
-            break;
-        default:
+        len = h[i].key.len;
+
+        if (len > sizeof("accept-language") - 1
+            || (NGX_HTTP_REFERRAL_HEADER_LENS >> len & 1) == 0)
+        {
             continue;
         }
 
-        if (h[i].key.len == sizeof("accept-language") - 1
-            && ngx_memcmp(h[i].lowcase_key, "accept-language", 15) == 0)
-        {
-            ngx_http_referral_read_language(ctx, &h[i].value);
+        if (len == sizeof("accept-language") - 1) {
+
+            if (ngx_memcmp(h[i].lowcase_key, "accept-language", 15) == 0) {
+                ngx_http_referral_read_language(ctx, &h[i].value);
+            }
+
             continue;
         }
 
-        if (h[i].key.len == sizeof("sec-fetch-dest") - 1
-            && ngx_memcmp(h[i].lowcase_key, "sec-fetch-dest", 14) == 0)
-        {
-            ctx->document = (h[i].value.len == sizeof("document") - 1
-                             && ngx_memcmp(h[i].value.data, "document", 8)
-                                == 0);
+        if (len == sizeof("sec-fetch-dest") - 1) {
+
+            if (ngx_memcmp(h[i].lowcase_key, "sec-fetch-dest", 14) == 0) {
+                value = &h[i].value;
+                ctx->document = (value->len == sizeof("document") - 1
+                                 && ngx_memcmp(value->data, "document", 8)
+                                    == 0);
+            }
+
             continue;
         }
 
         for (hint = ngx_http_referral_hints; hint->name.len; hint++) {
 
-            if (h[i].key.len == hint->name.len
+            if (len == hint->name.len
+                && h[i].lowcase_key[0] == hint->name.data[0]
                 && h[i].value.len >= hint->prefix.len
                 && ngx_memcmp(h[i].lowcase_key, hint->name.data,
                               hint->name.len) == 0

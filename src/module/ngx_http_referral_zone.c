@@ -92,16 +92,31 @@ static ngx_int_t ngx_http_referral_zone_cmp(ngx_str_t *code,
     (NGX_HTTP_REFERRAL_ZONE_BLOCK - sizeof(ngx_http_referral_zone_code_t))
 
 
+uint32_t
+ngx_http_referral_zone_expect(ngx_http_referral_zone_conf_t *zcf,
+    ngx_str_t *code)
+{
+    uint32_t  hash;
+
+    hash = ngx_murmur_hash2(code->data, code->len);
+
+    __builtin_prefetch(&zcf->sh->codes[hash & zcf->sh->codes_mask]);
+
+    return hash;
+}
+
+
 ngx_int_t
 ngx_http_referral_zone_get(ngx_http_referral_zone_conf_t *zcf,
-    ngx_str_t *code, ngx_pool_t *pool, ngx_http_referral_zone_entry_t *entry)
+    ngx_str_t *code, uint32_t hash, ngx_pool_t *pool,
+    ngx_http_referral_zone_entry_t *entry)
 {
     size_t                            url_len, campaign_len;
     u_char                           *p;
     u_char                            text[NGX_HTTP_REFERRAL_ZONE_TEXT];
     ngx_int_t                         rc;
     ngx_msec_t                        now;
-    ngx_uint_t                        hash, absent;
+    ngx_uint_t                        absent;
     referral_rule_t                   rule;
     ngx_http_referral_zone_sh_t      *sh;
     ngx_http_referral_zone_rule_t     zr;
@@ -111,7 +126,6 @@ ngx_http_referral_zone_get(ngx_http_referral_zone_conf_t *zcf,
     ngx_memzero(entry, sizeof(ngx_http_referral_zone_entry_t));
     ngx_memzero(&rule, sizeof(referral_rule_t));
 
-    hash = ngx_murmur_hash2(code->data, code->len);
     now = ngx_current_msec;
     sh = zcf->sh;
 

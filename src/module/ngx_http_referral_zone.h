@@ -102,6 +102,13 @@ void ngx_http_referral_zone_usage(ngx_http_referral_zone_conf_t *zcf,
     ngx_http_referral_zone_usage_t *usage);
 
 /*
+ * The hash of a code that will be asked for: where its entry stands is fetched
+ * while the caller does something else.
+ */
+uint32_t ngx_http_referral_zone_expect(ngx_http_referral_zone_conf_t *zcf,
+    ngx_str_t *code);
+
+/*
  * NGX_OK: entry is set, copied to the pool.  NGX_DECLINED: nothing that could
  * be served.  NGX_ERROR: no memory in the pool.  A stale entry asks only one
  * caller a second to refresh it.  A code known as absent is served while
@@ -109,7 +116,8 @@ void ngx_http_referral_zone_usage(ngx_http_referral_zone_conf_t *zcf,
  * Redis cannot be asked.
  */
 ngx_int_t ngx_http_referral_zone_get(ngx_http_referral_zone_conf_t *zcf,
-    ngx_str_t *code, ngx_pool_t *pool, ngx_http_referral_zone_entry_t *entry);
+    ngx_str_t *code, uint32_t hash, ngx_pool_t *pool,
+    ngx_http_referral_zone_entry_t *entry);
 
 /* to be taken before the read is written to Redis */
 void ngx_http_referral_zone_token(ngx_http_referral_zone_conf_t *zcf,
