@@ -62,8 +62,8 @@ socket left open) or a process that does not go away fails the test.
 
     $t->dir                 the directory, mode 0755
     $t->root                the top of the tree; also Referral::Test->top
-    Referral::Test->faults  the module with fault points for this nginx, as
-                            REFERRAL_MODULE; undef when there is none
+    Referral::Test->faults  the module with fault points, in faults/ beside
+                            the other; undef when there is none
     $t->port('name')        a reserved port; the same name, the same port
     $t->write_file('html/a.html', $text [, $mode])   returns the full path
     $t->read_file('name')   undef when it does not exist
@@ -240,9 +240,12 @@ sub new {
 
 sub faults {
     my $build = $ENV{REFERRAL_BUILD} // top() . '/build';
-    my $module = "$build/faults/ngx_http_referral_module.so";
+    my $module = $ENV{REFERRAL_MODULE} // "$build/ngx_http_referral_module.so";
 
-    return undef if $ENV{REFERRAL_ASAN} || ($ENV{REFERRAL_MODULE} // '-') eq '';
+    return undef if $ENV{REFERRAL_ASAN} || $module eq '';
+
+    $module =~ s{([^/]+)\z}{faults/$1};
+
     return -e $module ? $module : undef;
 }
 
