@@ -313,6 +313,38 @@ is_deeply(ends(@r), { ok => 3 }, 'rewarded while a bulk operation waits')
     or diag(map { $_->{error} } @r);
 is($r[1]{out}, "\ndone\ndone", 'which cancels both');
 
+# the credit of two referees, moved both ways between two referrers
+
+my (@mine, @others);
+
+$pg->rows("SELECT referral.code_create($single, ${\ who($_) },"
+          . " upper('${_}2'))") for qw(una vic);
+
+for my $n (0, 1) {
+    my ($mine, $other) = $n ? qw(VIC UNA2) : qw(UNA VIC2);
+    my $contact = "'{\"email\": \"moved.$n\@example.com\"}'";
+
+    push @mine, $pg->value("SELECT referral.referral_register($single,"
+        . " '{\"code\": \"$mine\"}', $contact) ->> 'referral_id'");
+    push @others, $pg->value("SELECT referral.referral_create($single,"
+        . " '{\"code\": \"$other\"}', '{\"email\":"
+        . " \"other.$n\@example.com\"}')");
+    $pg->rows('INSERT INTO referral.referee_identity (organisation_id,'
+        . ' program_id, referral_id, kind, hash, key_id)'
+        . " SELECT 1, $single, $others[$n], kind, hash, key_id FROM"
+        . " referral.referee_identity WHERE referral_id = $mine[$n]");
+}
+
+@r = $s->at_once(map {
+    "SELECT referral.attribution_override($_, 'test')"
+} @others);
+is_deeply(ends(@r), { ok => 2 }, 'credit moved both ways')
+    or diag(map { $_->{error} } @r);
+is($pg->value("SELECT string_agg(status, ' ' ORDER BY id)"
+              . ' FROM referral.referral WHERE id IN ('
+              . join(', ', @mine, @others) . ')'),
+   'superseded registered superseded registered', 'and has moved');
+
 $pg->rows('DROP TRIGGER linger ON referral.reward');
 
 # housekeeping from everywhere
