@@ -59,7 +59,13 @@ referral_send_init(referral_send_t *s, uint64_t timeout)
     (void) curl_multi_setopt(s->multi, CURLMOPT_MAXCONNECTS,
                              (long) REFERRAL_SEND_SLOTS);
 
-    /* with HTTP/2 a connection would be shared while it is in use, whoever's */
+    /*
+     * With HTTP/2 a connection would be shared while it is in use, whoever's:
+     * libcurl compares host and port, not where it is connected to.  So one
+     * to a private address would be given to an endpoint that must not have
+     * one, with 7.88 as with 8.14.  There is little to gain: an endpoint has
+     * a few requests under way, and their connections are kept.
+     */
 
     (void) curl_multi_setopt(s->multi, CURLMOPT_PIPELINING,
                              (long) CURLPIPE_NOTHING);
