@@ -239,7 +239,8 @@ $t->kill_worker();
 
 $t->log_like(qr/clicks are not recorded: .*gone/, 'no directory: logged');
 is(click(), '', 'no directory: redirects without an id');
-is(counter('journal_open_streams'), 0, 'no directory: no stream');
+ok($t->wait_for(sub { counter('journal_open_streams') == 0 }, 10),
+   'no directory: no stream, when the last old worker is gone');
 
 rename("$gone.away", $gone) or die "$gone: $!\n";
 

@@ -44,6 +44,10 @@ sub metrics {
 }
 
 
+# who answers first may be alone for a moment
+
+$t->wait_for(sub { metrics()->{journal_open_streams} == 2 }, 10);
+
 my $r = $t->get('/metrics');
 
 is($r->status(), 200, 'answers');

@@ -255,18 +255,22 @@ sub reconfigure {
 sub reload {
     my ($self, $timeout) = @_;
 
-    my %old = map { $_ => 1 } $self->workers();
     my $at = -s "$self->{dir}/error.log" // 0;
 
     $self->{nginx}->signal('HUP');
 
-    my $done = $self->wait_for(sub {
-        my @pids = $self->workers();
-        my @new = grep { !$old{$_} } @pids;
-        my @left = grep { $old{$_} && !shutting_down($_) } @pids;
+    # the master may be about to start an old worker still
 
-        return 1 if @new && !@left;
-        return -1 if substr($self->log(), $at) =~ /\[emerg\]/;
+    my $done = $self->wait_for(sub {
+        my $log = substr($self->log(), $at);
+        my ($since) = $log =~ /\d: reconfiguring\n(.*)/s;
+        my @pids = $self->workers();
+        my %new = map { $_ => 1 }
+                  ($since // '') =~ /start worker process (\d+)$/mg;
+        my @left = grep { !$new{$_} && !shutting_down($_) } @pids;
+
+        return 1 if !@left && grep { $new{$_} } @pids;
+        return -1 if $log =~ /\[emerg\]/;
         return 0;
     }, $timeout // 30);
 
