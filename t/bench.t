@@ -70,6 +70,29 @@ cmp_ok($doc->{ratio}{$_} // 0, '>', 0, "ratio $_")
     for qw(redirect lua lua_redirect param_page off_page frozen_p99 codes_1m
            flush_copy flush_copy_hot flush_copy_uniform instructions);
 
+# a target is said to be met when the ratio says so
+
+for my $name (qw(redirect lua_redirect off_page param_page frozen_p99
+                 flush_copy codes_1m))
+{
+    my $target = $doc->{target}{$name};
+    my ($op, $n) = split(' ', $target->{reach} // '');
+    my $ratio = $doc->{ratio}{$name};
+
+    is(!!$target->{met}, !!($op eq '<=' ? $ratio <= $n : $ratio >= $n),
+       "target $name, $target->{reach}");
+}
+
+for (sort keys %{ $doc->{quartiles} }) {
+    my ($low, $high) = @{ $doc->{quartiles}{$_} };
+    ok($low <= $doc->{ratio}{$_} && $doc->{ratio}{$_} <= $high,
+       "ratio $_ between its quartiles");
+}
+
+is_deeply([ sort keys %{ $doc->{busy} } ],
+          [ sort qw(click page codes redis tls flush cycles) ],
+          'whether others took the machine, for each group');
+
 for my $kind (qw(hot uniform)) {
     is($doc->{flush}{$kind}{rows}, 10_000, "flush, $kind");
     cmp_ok($doc->{flush}{$kind}{$_}, '>', 0, "flush, $kind: $_")

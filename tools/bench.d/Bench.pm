@@ -24,9 +24,13 @@ Bench - private servers side by side, and what they cost
 
 CPU time is that of the nginx worker, all of its threads, user and system, by
 its POSIX CPU clock (ns); divided by the requests that the client counted.
-Contenders take turns, a slice of time each, in an order that changes; what is
-reported is the median of the rounds, a ratio is the median of the rounds'
-ratios.  Spread is half the distance of the quartiles, in per cent.
+A contender that leaves something to be done after its answers says "settle":
+what it does for so many seconds after a slice is its cost, too.
+
+Contenders take turns, a slice of time each, in an order drawn anew for each
+round, the same in each run; what is reported is the median of the rounds, a
+ratio is the median of the rounds' ratios.  Spread is half the distance of the
+quartiles, in per cent; of a ratio the quartiles are shown.
 
 =cut
 
@@ -38,6 +42,7 @@ use File::Basename qw(dirname);
 use File::Path qw(make_path remove_tree);
 use IO::Socket::INET;
 use JSON::PP ();
+use List::Util qw(shuffle);
 use POSIX ();
 use Time::HiRes qw(clock_gettime sleep time);
 
@@ -48,6 +53,10 @@ use Referral::Test::Worker;
 
 
 use constant CONNECTIONS => 32;
+
+# per cent of the machine taken by others, above which figures have noise
+
+use constant BUSY => 10;
 
 my $here = dirname(abs_path(__FILE__));
 
@@ -67,6 +76,8 @@ sub new {
 
     my $cpus = () = slurp('/proc/cpuinfo') =~ /^processor/mg;
     $self->{cpus} = $cpus;
+
+    srand(1);
 
     return $self;
 }
@@ -364,6 +375,40 @@ sub worker {
 }
 
 
+# what others take of the processors while nothing is measured, in per cent
+
+sub busy {
+    my ($self, $group) = @_;
+
+    my @before = ticks();
+    sleep($self->{seconds} < 1 ? 0.2 : 1);
+    my @after = ticks();
+
+    my ($all, $idle) = map { $after[$_] - $before[$_] } 0, 1;
+    my $busy = $all ? 100 * ($all - $idle) / $all : 0;
+
+    $self->{result}{busy}{$group} = $busy;
+    $self->note(sprintf('%s: the machine is busy, others take %.0f %% of it',
+                        $group, $busy))
+        if $busy > BUSY;
+}
+
+
+# of the machine since its start: all, and those without work
+
+sub ticks {
+    my ($line) = slurp('/proc/stat') =~ /^cpu +(.*)$/m;
+    my @ticks = split(' ', $line);
+    my $all = 0;
+
+    # guests are counted as users, too
+
+    $all += $_ for @ticks[0 .. 7];
+
+    return ($all, $ticks[3] + $ticks[4]);
+}
+
+
 # seconds of CPU of a process, all threads: its POSIX CPU clock
 
 sub cpu {
@@ -403,8 +448,10 @@ sub slice {
     my $r = $c->{h2} ? $self->h2load($c, $nginx, $seconds, @pin)
                      : $self->wrk($c, $nginx, $seconds, @pin);
 
-    die "$c->{name}: no request was answered\n", slurp("$nginx->{dir}/error.log")
-        unless $r->{requests};
+    $self->pause($c->{settle}) if $c->{settle};
+
+    die "$c->{name}: no request was answered\n",
+        slurp("$nginx->{dir}/error.log") unless $r->{requests};
 
     $r->{cpu_us} = ($self->nginx_cpu($c->{nginx}) - $before) * 1e6
                    / $r->{requests};
@@ -475,10 +522,7 @@ sub measure {
 
         # who comes after whom changes
 
-        my @order = map { $contenders[($_ + $round) % @contenders] }
-                    0 .. $#contenders;
-
-        for my $c (@order) {
+        for my $c (shuffle(@contenders)) {
             $c->{before}->() if $c->{before};
             my $sample = $self->slice($c);
             $c->{after}->() if $c->{after};
@@ -508,25 +552,36 @@ sub value {
 }
 
 
-# the median over rounds of what $name has to what $other has
+# of each round, what $name has to what $other has
 
-sub ratio {
+sub ratios {
     my ($self, $name, $other, $what) = @_;
 
     my ($mine, $theirs) = map { $self->{samples}{$_} } $name, $other;
 
-    return undef unless $mine && $theirs;
+    return unless $mine && $theirs;
 
     $what //= 'cpu_us';
 
-    return median(map { $mine->[$_]{$what} / ($theirs->[$_]{$what} || 1) }
-                  grep { $theirs->[$_] } 0 .. $#$mine);
+    return map { $mine->[$_]{$what} / ($theirs->[$_]{$what} || 1) }
+           grep { $theirs->[$_] } 0 .. $#$mine;
+}
+
+
+sub ratio {
+    my ($self, @args) = @_;
+    return median($self->ratios(@args));
 }
 
 
 sub set_ratio {
     my ($self, $key, @args) = @_;
-    return $self->{result}{ratio}{$key} = $self->ratio(@args);
+
+    my @ratios = $self->ratios(@args);
+
+    $self->{result}{quartiles}{$key} = [ quartiles(@ratios) ];
+
+    return $self->{result}{ratio}{$key} = median(@ratios);
 }
 
 
@@ -539,14 +594,18 @@ sub median {
 }
 
 
-sub spread {
+sub quartiles {
     my @sorted = sort { $a <=> $b } @_;
 
-    my $median = median(@sorted) || 1;
-    my $n = $#sorted;
+    return ($sorted[int($#sorted / 4)],
+            $sorted[POSIX::ceil($#sorted * 3 / 4)]);
+}
 
-    return 50 * ($sorted[POSIX::ceil($n * 3 / 4)] - $sorted[int($n / 4)])
-           / $median;
+
+sub spread {
+    my ($low, $high) = quartiles(@_);
+
+    return 50 * ($high - $low) / (median(@_) || 1);
 }
 
 

@@ -28,7 +28,7 @@ sub run {
 
 
 sub contenders {
-    return map { { name => $_, nginx => $_, path => '/r/' } }
+    return map { { name => $_, nginx => $_, path => '/r/', settle => 0.6 } }
            qw(return302 redirect lua);
 }
 

@@ -39,9 +39,9 @@ sub run {
     $b->note('tls: HTTP/2; two workers');
     $b->measure(
         map { { name => "$_->[0]_h2", nginx => "$_->[0]-h2", path => '/r/',
-                h2 => 1 },
+                h2 => 1, settle => 0.6 },
               { name => "$_->[0]_2w", nginx => "$_->[0]-2w",
-                path => '/r/' } }
+                path => '/r/', settle => 0.6 } }
         [ 'return302' ], [ 'redirect' ]);
 
     $b->set_ratio('redirect_h2', 'redirect_h2', 'return302_h2');
