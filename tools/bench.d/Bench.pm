@@ -77,8 +77,6 @@ sub new {
     my $cpus = () = slurp('/proc/cpuinfo') =~ /^processor/mg;
     $self->{cpus} = $cpus;
 
-    srand(1);
-
     return $self;
 }
 
@@ -516,7 +514,8 @@ sub measure {
     my ($self, @contenders) = @_;
 
     my $rounds = $self->{rounds};
-    my @samples;
+
+    srand(1);
 
     for my $round (0 .. $rounds + $self->{warm} - 1) {
 

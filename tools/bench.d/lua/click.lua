@@ -1,10 +1,11 @@
 -- Copyright (C) The nginx referral module authors
 --
 -- What the module does, in Lua: code from the shared dictionary (Redis on a
--- miss), place by geoip2, id of version 7, signed cookie, a record that a
--- timer sends to a stream of Redis in batches.  Written to be fast: nothing
--- is compiled or allocated twice that need not be, HMAC goes through states
--- made once, randomness is drawn for many ids at a time.
+-- miss), judged for now; the same headers read, the same fields recorded, the
+-- same cookie verified and signed; place by geoip2, id of version 7.  A timer
+-- sends records to a stream of Redis in batches.  Written to be fast: nothing
+-- is compiled or made twice that need not be, headers are read at once, HMAC
+-- goes through states made once, randomness is drawn for many ids at a time.
 
 local ffi = require("ffi")
 local base64 = require("ngx.base64")
@@ -119,6 +120,22 @@ local function connect()
 end
 
 
+-- a value in the protocol of Redis
+
+local function bulk(value)
+    return "$" .. #value .. "\r\n" .. value .. "\r\n"
+end
+
+
+local wanted = { "url", "state", "not_before", "expires", "version", "code_id",
+                 "program_id", "referrer_id", "campaign" }
+local hmget = ""
+
+for _, name in ipairs(wanted) do
+    hmget = hmget .. bulk(name)
+end
+
+
 local function fetch(code)
     local sock = connect()
 
@@ -126,11 +143,8 @@ local function fetch(code)
         return nil
     end
 
-    local key = "referral:code:" .. code
-
-    sock:send("*6\r\n$5\r\nHMGET\r\n$" .. #key .. "\r\n" .. key .. "\r\n"
-        .. "$3\r\nurl\r\n$7\r\ncode_id\r\n$10\r\nprogram_id\r\n"
-        .. "$11\r\nreferrer_id\r\n")
+    sock:send("*" .. #wanted + 2 .. "\r\n$5\r\nHMGET\r\n"
+        .. bulk("referral:code:" .. code) .. hmget)
 
     local line = sock:receive("*l")
     local value = {}
@@ -138,17 +152,35 @@ local function fetch(code)
     for i = 1, tonumber(sub(line, 2)) do
         local n = tonumber(sub(sock:receive("*l"), 2))
 
-        if n < 0 then
-            sock:setkeepalive()
-            return nil
-        end
-
-        value[i] = sub(sock:receive(n + 2), 1, n)
+        value[i] = n < 0 and "" or sub(sock:receive(n + 2), 1, n)
     end
 
     sock:setkeepalive()
 
-    return concat(value, "\t")
+    return value[1] ~= "" and concat(value, "\t") or nil
+end
+
+
+-- the part of a record that is the same for all clicks of a code is made once
+
+local function parse(code, packed)
+    local m = ngx.re.match(packed, "^([^\\t]*)\\t([^\\t]*)\\t(\\d*)\\t(\\d*)\\t"
+        .. "(\\d*)\\t(\\d*)\\t(\\d*)\\t(\\d*)\\t([^\\t]*)$", "jo")
+
+    if not m then
+        return nil
+    end
+
+    return {
+        url = m[1],
+        off = m[2] ~= "" and m[2] ~= "active",
+        not_before = tonumber(m[3]) or 0,
+        expires = tonumber(m[4]) or math.huge,
+        record = bulk("code") .. bulk(code) .. bulk("version") .. bulk(m[5])
+            .. bulk("code_id") .. bulk(m[6]) .. bulk("program_id")
+            .. bulk(m[7]) .. bulk("referrer_id") .. bulk(m[8])
+            .. bulk("campaign") .. bulk(m[9]),
+    }
 end
 
 
@@ -156,9 +188,10 @@ local function lookup(code)
     local rule = near:get(code)
 
     if rule then
-        return rule
+        return rule, "hit"
     end
 
+    local cache = "hit"
     local packed = codes:get(code)
 
     if not packed then
@@ -168,43 +201,63 @@ local function lookup(code)
             return nil
         end
 
+        cache = "miss"
         codes:set(code, packed, 3600)
     end
 
-    local m = ngx.re.match(packed, "^([^\\t]*)\\t(\\d*)\\t(\\d*)\\t(\\d*)$",
-                           "jo")
+    rule = parse(code, packed)
 
-    rule = { url = m[1], code_id = m[2], program_id = m[3],
-             referrer_id = m[4] }
-    near:set(code, rule, 1)
+    if rule then
+        near:set(code, rule, 1)
+    end
 
-    return rule
+    return rule, cache
+end
+
+
+local function judge(rule)
+    local now = ngx.time()
+
+    if rule.off then
+        return "inactive", 410
+    end
+
+    if now < rule.not_before then
+        return "early", 404
+    end
+
+    if now >= rule.expires then
+        return "expired", 410
+    end
+
+    return "valid", 302
 end
 
 
 -- one command, ready to be sent
 
-local fields = { "id", "type", "verdict", "via", "code", "code_id",
-                 "program_id", "referrer_id", "ip", "country", "region",
-                 "city", "time_zone", "asn", "user_agent", "referer_host",
-                 "host", "path", "language", "destination" }
-local words = #fields * 2 + 6
+local fields = { "id", "type", "via", "verdict", "cache", "signals", "ip",
+                 "country", "region", "city", "time_zone", "asn",
+                 "user_agent", "referer_host", "host", "path", "args",
+                 "language", "destination", "original" }
 local names = {}
 
 for i, name in ipairs(fields) do
-    names[i] = "$" .. #name .. "\r\n" .. name .. "\r\n$"
+    names[i] = bulk(name) .. "$"
 end
 
-local head = "*" .. words .. "\r\n$4\r\nXADD\r\n$6\r\nclicks\r\n"
-    .. "$6\r\nMAXLEN\r\n$1\r\n~\r\n$6\r\n100000\r\n$1\r\n*\r\n"
+local head = "*" .. (#fields + 6) * 2 + 6 .. "\r\n$4\r\nXADD\r\n"
+    .. "$6\r\nclicks\r\n$6\r\nMAXLEN\r\n$1\r\n~\r\n$6\r\n100000\r\n"
+    .. "$1\r\n*\r\n"
 
 local parts = {}
 
 
-local function record(...)
+local function record(rule, ...)
     parts[1] = head
+    parts[2] = rule.record
 
-    local n = 1
+    local n = 2
 
     for i = 1, #fields do
         local value = select(i, ...) or ""
@@ -219,11 +272,13 @@ local function record(...)
 
     if queued >= 100000 then
         _M.dropped = _M.dropped + 1
-        return
+        return false
     end
 
     queued = queued + 1
     queue[queued] = concat(parts, "", 1, n)
+
+    return true
 end
 
 
@@ -270,7 +325,95 @@ local function host_of(url)
 
     local from, to = find(url, "://[^/?#:]+")
 
-    return from and sub(url, from + 3, to) or ""
+    return from and string.lower(sub(url, from + 3, to)) or ""
+end
+
+
+-- what browsers and their users say, of all headers read at once
+
+local function hints(headers)
+    local text = ""
+
+    if ngx.req.get_method() == "HEAD" then
+        text = "head "
+    end
+
+    local purpose = rawget(headers, "sec-purpose")
+        or rawget(headers, "purpose") or rawget(headers, "x-purpose")
+        or rawget(headers, "x-moz")
+
+    if purpose then
+        if find(purpose, "^prefetch") then
+            text = text .. "prefetch "
+
+        elseif find(purpose, "^preview") then
+            text = text .. "preview "
+        end
+    end
+
+    if rawget(headers, "dnt") == "1" then
+        text = text .. "dnt "
+    end
+
+    if rawget(headers, "sec-gpc") == "1" then
+        return text .. "gpc no-consent", false
+    end
+
+    return text, true
+end
+
+
+-- first touch and last touch of the cookie that came, when it is ours
+
+local function touches(cookie)
+    local m = ngx.re.match(cookie, "(?:^|;\\s*)_ref="
+        .. "(v1\\.k1\\.([\\w-]+\\.[0-9a-f]{32})"
+        .. "\\.([\\w-]+)\\.([0-9a-f]{32})\\.)\\.([\\w-]{22})(?:;|$)", "jo")
+
+    if m and mac(m[1]) == m[5] then
+        return m[2], m[3], m[4]
+    end
+end
+
+
+local function language_of(value)
+    if not value then
+        return ""
+    end
+
+    local comma = find(value, "[,;]")
+
+    return comma and sub(value, 1, comma - 1) or value
+end
+
+
+-- arguments that are recorded, and those that go on to the destination
+
+local recorded = { gclid = true, gad_source = true, gad_campaignid = true,
+                   gbraid = true, wbraid = true, fbclid = true,
+                   msclkid = true, ttclid = true, twclid = true,
+                   li_fat_id = true, rdclid = true }
+
+
+local function passed(args, url)
+    local kept, utm = {}, {}
+
+    for pair, name in string.gmatch(args, "(([^&=]+)=[^&]*)") do
+        if sub(name, 1, 4) == "utm_" then
+            kept[#kept + 1] = pair
+            utm[#utm + 1] = pair
+
+        elseif recorded[name] then
+            kept[#kept + 1] = pair
+        end
+    end
+
+    if #utm > 0 then
+        url = url .. (find(url, "?", 1, true) and "&" or "?")
+            .. concat(utm, "&")
+    end
+
+    return concat(kept, "&"), url
 end
 
 
@@ -282,31 +425,66 @@ function _M.redirect()
         return ngx.exit(404)
     end
 
-    local rule = lookup(code)
+    local rule, cache = lookup(code)
 
     if not rule then
         return ngx.exit(404)
     end
 
+    local headers = ngx.req.get_headers(64)
+    local signals, consent = hints(headers)
+    local verdict, status = judge(rule)
+    local args, url = var.args, rule.url
+    local dest = rawget(headers, "sec-fetch-dest")
+    local cookie = consent and rawget(headers, "cookie")
+    local agent = rawget(headers, "user-agent") or ""
     local id = uuid7()
-    local languages = var.http_accept_language or ""
-    local comma = find(languages, "[,;]")
+    local accepted, original, first, last, click
 
-    record(id, "click", "valid", "redirect", code, rule.code_id,
-           rule.program_id, rule.referrer_id, masked(var.remote_addr),
-           var.geo_country, var.geo_region, var.geo_city, var.geo_time_zone,
-           var.geo_asn, var.http_user_agent, host_of(var.http_referer),
-           var.host, uri, comma and sub(languages, 1, comma - 1) or languages,
-           rule.url)
+    if args then
+        args, url = passed(args, url)
+    end
 
-    local touch = code .. "." .. id
-    local token = "v1.k1." .. touch .. "." .. touch .. "."
+    if cookie then
+        first, last, click = touches(cookie)
+
+        if last == code
+           and ngx.now() * 1000 - tonumber(sub(click, 1, 12), 16) < 10000
+        then
+            original = click
+            signals = signals .. "duplicate"
+        end
+    end
+
+    if #agent > 512 then
+        agent = sub(agent, 1, 512)
+    end
+
+    if not dest or dest == "document" then
+        accepted = record(rule, id, "click", "redirect", verdict, cache,
+            signals, consent and masked(var.remote_addr), var.geo_country,
+            var.geo_region, var.geo_city, var.geo_time_zone, var.geo_asn,
+            agent, host_of(rawget(headers, "referer")), var.host, uri, args,
+            language_of(rawget(headers, "accept-language")), url, original)
+    end
+
     local header = ngx.header
 
-    header["Set-Cookie"] = "_ref=" .. token .. "." .. mac(token)
-        .. "; Path=/; Max-Age=7776000; HttpOnly; SameSite=Lax"
     header["Cache-Control"] = "no-store"
-    header["Location"] = rule.url
+
+    if status ~= 302 then
+        return ngx.exit(status)
+    end
+
+    if accepted and consent and not original then
+        local touch = code .. "." .. id
+        local token = "v1.k1." .. (first or touch) .. "." .. touch .. "."
+
+        header["Set-Cookie"] = "_ref=" .. token .. "." .. mac(token)
+            .. "; Path=/; Max-Age=7776000; HttpOnly; SameSite=Lax"
+    end
+
+    header["Location"] = url
     header["Content-Length"] = 0
 
     ngx.status = 302
