@@ -88,6 +88,10 @@ sub build { $_[0]{build} }
 sub DESTROY {
     my ($self) = @_;
 
+    # the exit status is not that of the last server
+
+    local $?;
+
     $self->stop();
     remove_tree($self->{dir}) unless $ENV{REFERRAL_BENCH_KEEP};
 }
@@ -337,6 +341,39 @@ sub codes {
     close($pipe) or die "redis-cli failed\n";
 
     $self->{filled} = $n if $n > ($self->{filled} // 0);
+}
+
+
+# asks NAME for all of n codes, until its zone has them
+
+sub fill {
+    my ($self, $name, $status, $n) = @_;
+
+    my $end = time() + 300;
+
+    # one after the other: from where the slice before ended
+
+    while ((my $has = zone_codes($status)) < $n) {
+        die "the zone of $name does not fill\n" if time() > $end;
+        $self->slice({ name => $name, nginx => $name, path => '/r/',
+                       codes => $n, pick => 'next', failing => 1,
+                       first => $has,
+                       seconds => $n > 100_000 ? 10 : $self->{seconds} });
+    }
+}
+
+
+sub zone_codes {
+    my ($port) = @_;
+
+    my $sock = IO::Socket::INET->new(PeerAddr => '127.0.0.1',
+                                     PeerPort => $port) or return 0;
+
+    print $sock "GET / HTTP/1.0\r\n\r\n";
+    local $/;
+    my ($body) = <$sock> =~ /\r\n\r\n(.*)/s;
+
+    return JSON::PP::decode_json($body)->{zone_codes};
 }
 
 

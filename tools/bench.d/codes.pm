@@ -8,10 +8,6 @@ package codes;
 use strict;
 use warnings;
 
-use IO::Socket::INET;
-use JSON::PP ();
-use Time::HiRes qw(time);
-
 
 sub run {
     my ($b) = @_;
@@ -63,31 +59,7 @@ sub instance {
     $b->nginx($name, conf => 'redirect', set => { STATUS => $status,
         ZONE => $zone });
 
-    my $end = time() + 300;
-
-    # one after the other: from where the slice before ended
-
-    while ((my $has = zone_codes($status)) < $n) {
-        die "the zone of $name does not fill\n" if time() > $end;
-        $b->slice({ name => $name, nginx => $name, path => '/r/',
-                    codes => $n, pick => 'next', failing => 1,
-                    first => $has,
-                    seconds => $n > 100_000 ? 10 : $b->{seconds} });
-    }
-}
-
-
-sub zone_codes {
-    my ($port) = @_;
-
-    my $sock = IO::Socket::INET->new(PeerAddr => '127.0.0.1',
-                                     PeerPort => $port) or return 0;
-
-    print $sock "GET / HTTP/1.0\r\n\r\n";
-    local $/;
-    my ($body) = <$sock> =~ /\r\n\r\n(.*)/s;
-
-    return JSON::PP::decode_json($body)->{zone_codes};
+    $b->fill($name, $status, $n);
 }
 
 

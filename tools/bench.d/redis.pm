@@ -28,11 +28,11 @@ sub run {
 
         mkdir($b->dir() . "/$name");
         mkdir($b->dir() . "/$name/journal");
-        $b->nginx($name, conf => 'redirect', set => { STATUS => $b->port(),
+        my $status = $b->port();
+
+        $b->nginx($name, conf => 'redirect', set => { STATUS => $status,
             VALID => '1s', REDIS => $path });
-        $b->slice({ name => $name, nginx => $name, path => '/r/',
-                    failing => 1 })
-            for 1 .. 2;
+        $b->fill($name, $status, 1000);
     }
 
     my %frozen = (
