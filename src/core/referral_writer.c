@@ -26,6 +26,7 @@
 static int referral_writer_start(referral_writer_t *w, char *error);
 static int referral_writer_first(referral_writer_t *w, char *error);
 static int referral_writer_thread(referral_writer_t *w, char *error);
+static void referral_writer_prefetch(referral_writer_segment_t *s, size_t pos);
 static int referral_writer_roll(referral_writer_t *w);
 static int64_t referral_writer_noise(const referral_writer_t *w);
 static int referral_writer_needs(referral_writer_t *w, uint64_t now);
@@ -193,6 +194,11 @@ referral_writer_first(referral_writer_t *w, char *error)
         return REFERRAL_ERROR;
     }
 
+    (void) madvise(s->map,
+                   s->size < REFERRAL_WRITER_WINDOW ? s->size
+                                                    : REFERRAL_WRITER_WINDOW,
+                   MADV_POPULATE_WRITE);
+
     w->spare = s;
     (void) referral_writer_roll(w);
 
@@ -272,6 +278,17 @@ referral_writer_reserve(referral_writer_t *w, size_t len)
 }
 
 
+size_t
+referral_writer_room(const referral_writer_t *w)
+{
+    size_t  left;
+
+    left = w->current ? w->current->size - w->pos : 0;
+
+    return left > REFERRAL_FRAME_HEAD ? left - REFERRAL_FRAME_HEAD : 0;
+}
+
+
 uint64_t
 referral_writer_commit(referral_writer_t *w, size_t len, int noise)
 {
@@ -303,6 +320,8 @@ referral_writer_commit(referral_writer_t *w, size_t len, int noise)
 
     referral_fault("record-published");
 
+    referral_writer_prefetch(s, w->pos);
+
     if (noise) {
         counter = (uint64_t *) (void *) (s->map + REFERRAL_SEGMENT_NOISE);
         referral_store(counter, htole64(le64toh(*counter) + size));
@@ -312,6 +331,28 @@ referral_writer_commit(referral_writer_t *w, size_t len, int noise)
     referral_store(&w->committed, w->number);
 
     return w->number;
+}
+
+
+/*
+ * The lines that the next record will fill were last written by the helper's
+ * processor: fetched now, they are here before that record is.
+ */
+
+static void
+referral_writer_prefetch(referral_writer_segment_t *s, size_t pos)
+{
+    size_t  end;
+
+    end = pos + REFERRAL_WRITER_AHEAD;
+
+    if (end > s->size) {
+        end = s->size;
+    }
+
+    for ( /* void */ ; pos < end; pos += REFERRAL_WRITER_LINE) {
+        __builtin_prefetch(s->map + pos, 1);
+    }
 }
 
 

@@ -80,6 +80,9 @@ int referral_writer_open(referral_writer_t **w,
  */
 u_char *referral_writer_reserve(referral_writer_t *w, size_t len);
 
+/* bytes of payload that a reserve gets without another segment */
+size_t referral_writer_room(const referral_writer_t *w);
+
 /*
  * Publishes the reserved payload, now len bytes long, and returns its number
  * (1, 2, 3, ...).  noise is 1 for verdicts other than valid.

@@ -482,11 +482,6 @@ referral_writer_fill(referral_writer_t *w, referral_writer_segment_t *s)
         return REFERRAL_ERROR;
     }
 
-    (void) madvise(s->map,
-                   s->size < REFERRAL_WRITER_WINDOW ? s->size
-                                                    : REFERRAL_WRITER_WINDOW,
-                   MADV_POPULATE_WRITE);
-
     if (w->sync) {
         (void) fsync(w->dir);
     }

@@ -38,9 +38,14 @@
 
 
 #define REFERRAL_WRITER_WINDOW    (256 * 1024)   /* populated at a time */
+#define REFERRAL_WRITER_FOLIO     (32 * 1024)    /* written at a time */
+
+#define REFERRAL_WRITER_LINE      64       /* bytes, of a processor's cache */
+#define REFERRAL_WRITER_AHEAD     512      /* fetched ahead: a usual record */
 
 #define REFERRAL_WRITER_BUSY      10       /* ms between ticks under load */
 #define REFERRAL_WRITER_NEAR      50       /* ms, something is unfinished */
+#define REFERRAL_WRITER_BLANK     100      /* ms for the zeros of a spare */
 #define REFERRAL_WRITER_RETRY     100      /* ms between allocations, full */
 #define REFERRAL_WRITER_SECOND    1000     /* ms */
 #define REFERRAL_WRITER_SCAN      10000    /* ms between scans, in use */

@@ -297,6 +297,53 @@ reservations(void **state)
 }
 
 
+/* the spare is there when its zeros are: until then the journal is full */
+
+static void
+room(void **state)
+{
+    size_t                  len;
+    unsigned                i;
+    referral_writer_t      *w;
+    referral_writer_conf_t  conf;
+    referral_writer_stat_t  st;
+
+    conf = aid_conf();
+    w = aid_open(&conf);
+
+    assert_int_equal(referral_writer_room(w), AID_SEGMENT
+                     - REFERRAL_SEGMENT_DATA - REFERRAL_FRAME_HEAD);
+
+    do {
+        len = referral_writer_room(w);
+        len = len > 9001 ? 9001 : len;
+
+        assert_non_null(referral_writer_reserve(w, len));
+        assert_true(referral_writer_commit(w, len, 0) > 0);
+
+    } while (len == 9001);
+
+    assert_int_equal(referral_writer_room(w), 0);
+
+    referral_writer_stat(w, &st);
+    assert_int_equal(st.segments, 1);
+
+    for (i = 0; i < 300 && referral_writer_reserve(w, 1) == NULL; i++) {
+        (void) referral_writer_tick(w);
+        aid_sleep(10);
+    }
+
+    assert_int_equal(referral_writer_commit(w, 1, 0), st.appended + 1);
+    assert_int_equal(referral_writer_room(w), AID_SEGMENT
+                     - REFERRAL_SEGMENT_DATA - 2 * REFERRAL_FRAME_HEAD - 8);
+
+    referral_writer_stat(w, &st);
+    assert_int_equal(st.segments, 2);
+
+    referral_writer_close(w);
+}
+
+
 static void
 full_and_free(void **state)
 {
@@ -748,6 +795,7 @@ main(void)
         cmocka_unit_test_setup_teardown(modes, aid_setup, aid_teardown),
         cmocka_unit_test_setup_teardown(reservations, aid_setup,
                                         aid_teardown),
+        cmocka_unit_test_setup_teardown(room, aid_setup, aid_teardown),
         cmocka_unit_test_setup_teardown(full_and_free, aid_setup,
                                         aid_teardown),
         cmocka_unit_test_setup_teardown(full_at_start, aid_setup,
