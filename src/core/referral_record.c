@@ -317,40 +317,61 @@ referral_record_head(u_char *p, unsigned tag, size_t len)
 }
 
 
+/* the length of each copy is known to the compiler: none is a call */
+
 static u_char *
 referral_record_number(u_char *p, const referral_field_t *f, const void *field)
 {
-    uint64_t  n;
+    uint16_t  n16;
+    uint32_t  n32;
+    uint64_t  n64;
 
     switch (f->kind) {
 
     case REFERRAL_FIELD_U8:
-        n = *(const uint8_t *) field;
-        break;
+
+        if (*(const uint8_t *) field == 0) {
+            return p;
+        }
+
+        p = referral_record_head(p, f->tag, 1);
+        *p++ = *(const uint8_t *) field;
+
+        return p;
 
     case REFERRAL_FIELD_U16:
-        n = *(const uint16_t *) field;
-        break;
+        n16 = htole16(*(const uint16_t *) field);
+
+        if (n16 == 0) {
+            return p;
+        }
+
+        p = referral_record_head(p, f->tag, 2);
+
+        return mempcpy(p, &n16, 2);
 
     case REFERRAL_FIELD_U32:
-        n = *(const uint32_t *) field;
-        break;
+        n32 = htole32(*(const uint32_t *) field);
+
+        if (n32 == 0) {
+            return p;
+        }
+
+        p = referral_record_head(p, f->tag, 4);
+
+        return mempcpy(p, &n32, 4);
 
     default: /* REFERRAL_FIELD_U64 */
-        n = *(const uint64_t *) field;
-        break;
+        n64 = htole64(*(const uint64_t *) field);
+
+        if (n64 == 0) {
+            return p;
+        }
+
+        p = referral_record_head(p, f->tag, 8);
+
+        return mempcpy(p, &n64, 8);
     }
-
-    if (n == 0) {
-        return p;
-    }
-
-    p = referral_record_head(p, f->tag, f->max);
-
-    n = htole64(n);
-    memcpy(p, &n, f->max);
-
-    return p + f->max;
 }
 
 

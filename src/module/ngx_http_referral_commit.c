@@ -25,7 +25,8 @@ static void ngx_http_referral_commit_address(ngx_http_referral_ctx_t *ctx,
     referral_ip_t *ip, referral_record_t *rec);
 static void ngx_http_referral_commit_referer(ngx_http_request_t *r,
     referral_record_t *rec);
-static void ngx_http_referral_commit_host(ngx_str_t *url, ngx_str_t *host);
+static ngx_uint_t ngx_http_referral_commit_host(ngx_str_t *url,
+    ngx_str_t *host);
 static void ngx_http_referral_commit_args(ngx_http_referral_ctx_t *ctx,
     referral_record_t *rec);
 static ngx_uint_t ngx_http_referral_commit_arg_wanted(ngx_array_t *wanted,
@@ -61,6 +62,8 @@ ngx_http_referral_commit(ngx_http_referral_ctx_t *ctx)
         return;
     }
 
+    (void) referral_ip_from_sockaddr(&ip, ctx->request->connection->sockaddr);
+
     ngx_http_referral_count(requests[ctx->verdict][ctx->via]);
 
     tp = ngx_timeofday();
@@ -77,8 +80,6 @@ ngx_http_referral_commit(ngx_http_referral_ctx_t *ctx)
     /* nargs says how many of the arguments, which are half of it, are there */
 
     ngx_memzero(&rec, offsetof(referral_record_t, args));
-
-    (void) referral_ip_from_sockaddr(&ip, ctx->request->connection->sockaddr);
 
     ngx_http_referral_commit_record(ctx, &rec);
     ngx_http_referral_commit_place(ctx, &ip, &rec);
@@ -386,6 +387,7 @@ ngx_http_referral_commit_referer(ngx_http_request_t *r,
 {
     u_char                        *p;
     ngx_str_t                      host, *value;
+    ngx_uint_t                     upper;
     ngx_http_referral_srv_conf_t  *rscf;
 
     rscf = ngx_http_get_module_srv_conf(r, ngx_http_referral_module);
@@ -403,30 +405,37 @@ ngx_http_referral_commit_referer(ngx_http_request_t *r,
         rec->referer.data = value->data;
     }
 
-    ngx_http_referral_commit_host(value, &host);
+    upper = ngx_http_referral_commit_host(value, &host);
 
     if (host.len == 0 || host.len > REFERRAL_RECORD_HOST_LEN) {
         return;
     }
 
-    p = ngx_pnalloc(r->pool, host.len);
-    if (p == NULL) {
-        return;
+    if (upper) {
+        p = ngx_pnalloc(r->pool, host.len);
+        if (p == NULL) {
+            return;
+        }
+
+        ngx_strlow(p, host.data, host.len);
+        host.data = p;
     }
 
-    ngx_strlow(p, host.data, host.len);
-
     rec->referer_host.len = host.len;
-    rec->referer_host.data = p;
+    rec->referer_host.data = host.data;
 }
 
 
-/* of "scheme://user@host:port/path"; len 0 when there is none */
+/*
+ * Of "scheme://user@host:port/path"; len 0 when there is none.  1 when it may
+ * have upper-case letters: browsers send none, and so nothing is copied.
+ */
 
-static void
+static ngx_uint_t
 ngx_http_referral_commit_host(ngx_str_t *url, ngx_str_t *host)
 {
-    u_char  *p, *last, *start;
+    u_char      *p, *last, *start;
+    ngx_uint_t   upper;
 
     host->len = 0;
 
@@ -436,12 +445,24 @@ ngx_http_referral_commit_host(ngx_str_t *url, ngx_str_t *host)
     if (start == NULL || last - start < 3 || start[1] != '/'
         || start[2] != '/')
     {
-        return;
+        return 0;
     }
 
     start += 3;
+    upper = 0;
 
-    for (p = start; p < last && *p != '/' && *p != '?' && *p != '#'; p++) {
+    for (p = start; p < last; p++) {
+
+        /* most are letters */
+
+        if (*p > '@') {
+            upper |= (*p <= 'Z');
+            continue;
+        }
+
+        if (*p == '/' || *p == '?' || *p == '#') {
+            break;
+        }
 
         if (*p == '@') {
             start = p + 1;
@@ -463,6 +484,8 @@ ngx_http_referral_commit_host(ngx_str_t *url, ngx_str_t *host)
 
     host->data = start;
     host->len = p - start;
+
+    return upper;
 }
 
 

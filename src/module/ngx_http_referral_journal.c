@@ -118,7 +118,15 @@ ngx_http_referral_journal_append(referral_record_t *rec)
         return NGX_DECLINED;
     }
 
-    p = referral_writer_reserve(j->writer, referral_record_size(rec));
+    /* how long the record may become matters at the end of a segment only */
+
+    len = REFERRAL_RECORD_MAX;
+
+    if (referral_writer_room(j->writer) < len) {
+        len = referral_record_size(rec);
+    }
+
+    p = referral_writer_reserve(j->writer, len);
 
     if (!j->tick.timer_set) {
         ngx_add_timer(&j->tick, 1);
