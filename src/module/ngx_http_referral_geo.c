@@ -101,6 +101,8 @@ typedef struct {
 
 static ngx_http_referral_geo_entry_t *ngx_http_referral_geo_find(
     const referral_ip_t *ip);
+static ngx_http_referral_geo_key_t *ngx_http_referral_geo_set(
+    const referral_ip_t *ip, uint64_t *high, uint64_t *low);
 static ngx_http_referral_geo_entry_t *ngx_http_referral_geo_match(
     const ngx_http_referral_geo_key_t *key, uint64_t high, uint64_t low);
 static ngx_http_referral_geo_entry_t *ngx_http_referral_geo_append(
@@ -173,10 +175,54 @@ ngx_http_referral_geo_get(const referral_ip_t *ip)
 }
 
 
+void
+ngx_http_referral_geo_expect(const referral_ip_t *ip)
+{
+    uint64_t  high, low;
+
+    if (ngx_http_referral_geo_state.conf != NULL && ip->len != 0) {
+        __builtin_prefetch(ngx_http_referral_geo_set(ip, &high, &low));
+    }
+}
+
+
+void
+ngx_http_referral_geo_expect_place(const referral_ip_t *ip)
+{
+    uint32_t                      at;
+    uint64_t                      high, low;
+    ngx_uint_t                    i, n;
+    ngx_http_referral_geo_key_t  *set;
+
+    if (ngx_http_referral_geo_state.conf == NULL || ip->len == 0) {
+        return;
+    }
+
+    set = ngx_http_referral_geo_set(ip, &high, &low);
+
+    for (i = 0; i < NGX_HTTP_REFERRAL_GEO_WAYS; i++) {
+
+        n = ngx_min(set[i].prefix, 64);
+
+        if (n && (set[i].high ^ high) >> (64 - n) == 0) {
+            at = set[i].at % (NGX_HTTP_REFERRAL_GEO_RING
+                              / NGX_HTTP_REFERRAL_GEO_LINE);
+
+            __builtin_prefetch(&ngx_http_referral_geo_state.ring[
+                                   (size_t) at * NGX_HTTP_REFERRAL_GEO_LINE]);
+            __builtin_prefetch(&ngx_http_referral_geo_state.ring[
+                         (size_t) at * NGX_HTTP_REFERRAL_GEO_LINE
+                         + NGX_HTTP_REFERRAL_GEO_LINE]);
+            return;
+        }
+    }
+}
+
+
 static ngx_http_referral_geo_entry_t *
 ngx_http_referral_geo_find(const referral_ip_t *ip)
 {
-    uint64_t                        high, low, hash;
+    uint64_t                        high, low;
     ngx_uint_t                      i;
     ngx_http_referral_geo_key_t    *set, *key;
     ngx_http_referral_geo_entry_t  *e;
@@ -184,26 +230,7 @@ ngx_http_referral_geo_find(const referral_ip_t *ip)
 
     state = &ngx_http_referral_geo_state;
 
-    low = 0;
-
-    if (ip->len == 4) {
-        high = (uint64_t) ngx_http_referral_geo_word(ip->bytes) << 32;
-        hash = high >> 40;
-
-    } else {
-        high = (uint64_t) ngx_http_referral_geo_word(ip->bytes) << 32
-               | ngx_http_referral_geo_word(&ip->bytes[4]);
-        low = (uint64_t) ngx_http_referral_geo_word(&ip->bytes[8]) << 32
-              | ngx_http_referral_geo_word(&ip->bytes[12]);
-        hash = ~(high >> 16);
-    }
-
-    /* Fibonacci hashing: Knuth, TAOCP 3, 6.4 */
-
-    hash = (hash * 0x9e3779b97f4a7c15ull) >> 32;
-
-    set = &state->keys[(hash & (NGX_HTTP_REFERRAL_GEO_SETS - 1))
-                       * NGX_HTTP_REFERRAL_GEO_WAYS];
+    set = ngx_http_referral_geo_set(ip, &high, &low);
     key = set;
 
     for (i = 0; i < NGX_HTTP_REFERRAL_GEO_WAYS; i++) {
@@ -235,6 +262,36 @@ ngx_http_referral_geo_find(const referral_ip_t *ip)
     key->len = ip->len;
 
     return ngx_http_referral_geo_append(key, ip, low);
+}
+
+
+static ngx_http_referral_geo_key_t *
+ngx_http_referral_geo_set(const referral_ip_t *ip, uint64_t *high,
+    uint64_t *low)
+{
+    uint64_t  hash;
+
+    *low = 0;
+
+    if (ip->len == 4) {
+        *high = (uint64_t) ngx_http_referral_geo_word(ip->bytes) << 32;
+        hash = *high >> 40;
+
+    } else {
+        *high = (uint64_t) ngx_http_referral_geo_word(ip->bytes) << 32
+                | ngx_http_referral_geo_word(&ip->bytes[4]);
+        *low = (uint64_t) ngx_http_referral_geo_word(&ip->bytes[8]) << 32
+               | ngx_http_referral_geo_word(&ip->bytes[12]);
+        hash = ~(*high >> 16);
+    }
+
+    /* Fibonacci hashing: Knuth, TAOCP 3, 6.4 */
+
+    hash = (hash * 0x9e3779b97f4a7c15ull) >> 32;
+
+    return &ngx_http_referral_geo_state.keys[
+               (hash & (NGX_HTTP_REFERRAL_GEO_SETS - 1))
+               * NGX_HTTP_REFERRAL_GEO_WAYS];
 }
 
 

@@ -56,5 +56,13 @@ void ngx_http_referral_geo_exit_process(void);
 const ngx_http_referral_geo_t *ngx_http_referral_geo_get(
     const referral_ip_t *ip);
 
+/*
+ * The address will be looked up soon.  Among many clients its lines of the
+ * cache are in none of the processor's: the first call has the key fetched
+ * while the caller does something else, the second what the key leads to.
+ */
+void ngx_http_referral_geo_expect(const referral_ip_t *ip);
+void ngx_http_referral_geo_expect_place(const referral_ip_t *ip);
+
 
 #endif /* _NGX_HTTP_REFERRAL_GEO_H_INCLUDED_ */

@@ -54,6 +54,16 @@ ngx_http_referral_lookup_expect(ngx_http_referral_ctx_t *ctx)
 }
 
 
+void
+ngx_http_referral_lookup_expect_entry(ngx_http_referral_ctx_t *ctx)
+{
+    if (!ctx->judged) {
+        ngx_http_referral_zone_expect_entry(
+            ngx_http_referral_lookups.rmcf->zone, ctx->hash);
+    }
+}
+
+
 ngx_int_t
 ngx_http_referral_lookup(ngx_http_referral_ctx_t *ctx)
 {

@@ -36,6 +36,9 @@ void ngx_http_referral_lookup_hurry(void);
 /* ctx->code (folded) will be looked up soon: sets ctx->hash */
 void ngx_http_referral_lookup_expect(ngx_http_referral_ctx_t *ctx);
 
+/* and what that led to is fetched; the lookup's lock lets nothing pass it */
+void ngx_http_referral_lookup_expect_entry(ngx_http_referral_ctx_t *ctx);
+
 /*
  * Judges ctx->code, which is expected.
  *

@@ -7,6 +7,7 @@
 #include "ngx_http_referral.h"
 #include "ngx_http_referral_capture.h"
 #include "ngx_http_referral_commit.h"
+#include "ngx_http_referral_geo.h"
 #include "ngx_http_referral_lookup.h"
 #include "ngx_http_referral_redirect.h"
 #include "ngx_http_referral_request.h"
@@ -39,11 +40,13 @@ ngx_int_t
 ngx_http_referral_redirect_handler(ngx_http_request_t *r)
 {
     ngx_str_t                 code;
+    referral_ip_t             ip;
     ngx_http_referral_ctx_t  *ctx;
 
     if (r != r->main) {
         return NGX_HTTP_NOT_FOUND;
     }
+
 
     ctx = ngx_http_referral_make_ctx(r);
     if (ctx == NULL) {
@@ -65,8 +68,6 @@ ngx_http_referral_redirect_handler(ngx_http_request_t *r)
         return NGX_HTTP_INTERNAL_SERVER_ERROR;
     }
 
-    ngx_http_referral_redirect_asked(ctx);
-
     /*
      * The path's code wins over a parameter's, which was looked up already.
      * A request that comes here from an error page or "try_files" may have
@@ -78,6 +79,17 @@ ngx_http_referral_redirect_handler(ngx_http_request_t *r)
 
     ngx_http_referral_capture_code(ctx, REFERRAL_VIA_REDIRECT, code.data,
                                    code.len);
+
+    (void) referral_ip_from_sockaddr(&ip, r->connection->sockaddr);
+
+    ngx_http_referral_geo_expect(&ip);
+
+    /* what is expected by now is fetched while the headers are read */
+
+    ngx_http_referral_redirect_asked(ctx);
+
+    ngx_http_referral_lookup_expect_entry(ctx);
+    ngx_http_referral_geo_expect_place(&ip);
 
     return ngx_http_referral_redirect_lookup(ctx);
 }

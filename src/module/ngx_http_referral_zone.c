@@ -106,6 +106,24 @@ ngx_http_referral_zone_expect(ngx_http_referral_zone_conf_t *zcf,
 }
 
 
+/* without the lock: what the root leads to may be gone, but is not read */
+
+void
+ngx_http_referral_zone_expect_entry(ngx_http_referral_zone_conf_t *zcf,
+    uint32_t hash)
+{
+    u_char  *p;
+
+    p = (u_char *) __atomic_load_n(&zcf->sh->codes[hash & zcf->sh->codes_mask],
+                                   __ATOMIC_RELAXED);
+
+    /* a second block is most often the next one */
+
+    ngx_http_referral_zone_fetch(p);
+    ngx_http_referral_zone_fetch(p + NGX_HTTP_REFERRAL_ZONE_BLOCK);
+}
+
+
 ngx_int_t
 ngx_http_referral_zone_get(ngx_http_referral_zone_conf_t *zcf,
     ngx_str_t *code, uint32_t hash, ngx_pool_t *pool,

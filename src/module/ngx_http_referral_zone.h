@@ -108,6 +108,10 @@ void ngx_http_referral_zone_usage(ngx_http_referral_zone_conf_t *zcf,
 uint32_t ngx_http_referral_zone_expect(ngx_http_referral_zone_conf_t *zcf,
     ngx_str_t *code);
 
+/* then the entry itself, if the caller has more to do */
+void ngx_http_referral_zone_expect_entry(ngx_http_referral_zone_conf_t *zcf,
+    uint32_t hash);
+
 /*
  * NGX_OK: entry is set, copied to the pool.  NGX_DECLINED: nothing that could
  * be served.  NGX_ERROR: no memory in the pool.  A stale entry asks only one
