@@ -117,15 +117,27 @@ typedef struct {
 struct ngx_http_referral_zone_sh_s {
     uint32_t                          magic;
     uint32_t                          layout;
+
+    /*
+     * What each hit reads, in one line of the processor's cache.  There is a
+     * tree of codes for each hash, rarely more than a node or two deep.
+     */
+
+    ngx_rbtree_node_t               **codes;       /* roots */
+    uint32_t                          codes_mask;  /* roots - 1 */
+    uint32_t                          epoch;
+    uint32_t                          origin;      /* the source's first */
+    uint32_t                          renewed;     /* by a generation */
+    ngx_msec_t                        covered;     /* proven up to then */
+    ngx_uint_t                        refused;     /* no subscription */
+    ngx_uint_t                        noff;        /* keys of off */
+    ngx_uint_t                        off_over;    /* it has more */
+
     size_t                            size;        /* of this structure */
     size_t                            stat_size;
     ngx_uint_t                        capacity;    /* blocks */
     ngx_http_referral_stat_t         *stat;
 
-    /* a tree for each hash, rarely more than a node or two deep */
-
-    ngx_rbtree_node_t               **codes;       /* roots */
-    uint32_t                          codes_mask;  /* roots - 1 */
     ngx_rbtree_node_t                 codes_sentinel;
     ngx_rbtree_t                      networks;
     ngx_rbtree_node_t                 networks_sentinel;
@@ -138,12 +150,7 @@ struct ngx_http_referral_zone_sh_s {
 
     ngx_http_referral_zone_bucket_t  *buckets;
     uint32_t                          mask;        /* buckets - 1 */
-    uint32_t                          epoch;
-    uint32_t                          renewed;     /* by a generation */
-    uint32_t                          origin;      /* the source's first */
     uint32_t                          source;      /* which Redis */
-    ngx_msec_t                        covered;     /* proven up to then */
-    ngx_uint_t                        refused;     /* no subscription */
     ngx_http_referral_zone_slot_t     slots[NGX_HTTP_REFERRAL_ZONE_SLOTS];
 
     uint64_t                          announced;   /* generation of "*" */
@@ -154,9 +161,7 @@ struct ngx_http_referral_zone_sh_s {
     /* referral:off */
 
     uint64_t                         *off;         /* sorted keys */
-    ngx_uint_t                        noff;
     ngx_uint_t                        off_max;
-    ngx_uint_t                        off_over;    /* it has more */
     uint64_t                          off_asked;   /* number of the read */
     uint64_t                          off_applied;
     ngx_msec_t                        off_at;      /* asked */
