@@ -7,6 +7,7 @@
 #include "ngx_http_referral.h"
 #include "ngx_http_referral_capture.h"
 #include "ngx_http_referral_commit.h"
+#include "ngx_http_referral_geo.h"
 #include "ngx_http_referral_lookup.h"
 #include "ngx_http_referral_request.h"
 
@@ -62,6 +63,7 @@ ngx_http_referral_capture(ngx_http_request_t *r, ngx_array_t *params)
 {
     u_char                    buf[NGX_HTTP_REFERRAL_VALUE_LEN];
     size_t                    len;
+    referral_ip_t             ip;
     ngx_http_referral_ctx_t  *ctx;
 
     ctx = ngx_http_referral_get_ctx(r);
@@ -92,12 +94,21 @@ ngx_http_referral_capture(ngx_http_request_t *r, ngx_array_t *params)
 
     ngx_http_referral_capture_code(ctx, REFERRAL_VIA_PARAMETER, buf, len);
 
+    /* what is expected by now is fetched while the headers are read */
+
+    (void) referral_ip_from_sockaddr(&ip, r->connection->sockaddr);
+
+    ngx_http_referral_geo_expect(&ip);
+
     ngx_http_referral_read_headers(ctx);
 
     if (!ctx->document) {
         ctx->seen = 0;
         return NGX_DECLINED;
     }
+
+    ngx_http_referral_lookup_expect_entry(ctx);
+    ngx_http_referral_geo_expect_place(&ip);
 
     return ngx_http_referral_capture_lookup(ctx);
 }

@@ -136,7 +136,6 @@ ngx_http_referral_zone_get(ngx_http_referral_zone_conf_t *zcf,
     ngx_msec_t                        now;
     ngx_uint_t                        absent;
     referral_rule_t                   rule;
-    ngx_rbtree_node_t                *node;
     ngx_http_referral_zone_sh_t      *sh;
     ngx_http_referral_zone_rule_t     zr;
     ngx_http_referral_zone_code_t    *zc;
@@ -144,18 +143,6 @@ ngx_http_referral_zone_get(ngx_http_referral_zone_conf_t *zcf,
 
     now = ngx_current_msec;
     sh = zcf->sh;
-
-    /*
-     * While the lock is taken, the entry comes: most likely it is the root,
-     * and its second block the next one.  Nothing is read there before.
-     */
-
-    node = __atomic_load_n(&sh->codes[hash & sh->codes_mask],
-                           __ATOMIC_RELAXED);
-
-    ngx_http_referral_zone_fetch(node);
-    ngx_http_referral_zone_fetch((u_char *) node
-                                 + NGX_HTTP_REFERRAL_ZONE_BLOCK);
 
     ngx_memzero(entry, sizeof(ngx_http_referral_zone_entry_t));
     ngx_memzero(&rule, sizeof(referral_rule_t));
