@@ -434,8 +434,8 @@ ngx_http_referral_commit_referer(ngx_http_request_t *r,
 static ngx_uint_t
 ngx_http_referral_commit_host(ngx_str_t *url, ngx_str_t *host)
 {
-    u_char      *p, *last, *start;
-    ngx_uint_t   upper;
+    u_char      *p, *last, *start, *port;
+    ngx_uint_t   upper, bracket;
 
     host->len = 0;
 
@@ -449,41 +449,55 @@ ngx_http_referral_commit_host(ngx_str_t *url, ngx_str_t *host)
     }
 
     start += 3;
+    port = NULL;
     upper = 0;
+    bracket = 0;
 
     for (p = start; p < last; p++) {
 
-        /* most are letters */
+        /* most are these */
 
-        if (*p > '@') {
-            upper |= (*p <= 'Z');
+        if ((u_char) (*p - 'a') <= 'z' - 'a') {
             continue;
         }
 
-        if (*p == '/' || *p == '?' || *p == '#') {
+        switch (*p) {
+
+        case '/':
+        case '?':
+        case '#':
+            last = p;
+            break;
+
+        case '@':
+            start = p + 1;
+            port = NULL;
+            bracket = 0;
+            break;
+
+        case '[':
+            bracket |= (p == start);
+            break;
+
+        case ']':
+            bracket = 0;
+            break;
+
+        case ':':
+            if (port == NULL && !bracket) {
+                port = p;
+            }
+
+            break;
+
+        default:
+            upper |= (*p >= 'A' && *p <= 'Z');
             break;
         }
-
-        if (*p == '@') {
-            start = p + 1;
-        }
-    }
-
-    last = p;
-    p = start;
-
-    if (p < last && *p == '[') {
-        while (p < last && *p != ']') {
-            p++;
-        }
-    }
-
-    while (p < last && *p != ':') {
-        p++;
     }
 
     host->data = start;
-    host->len = p - start;
+    host->len = (port ? port : last) - start;
 
     return upper;
 }

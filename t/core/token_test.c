@@ -10,6 +10,8 @@
 #include <stdint.h>
 #include <string.h>
 #include <cmocka.h>
+#include <openssl/evp.h>
+#include <openssl/hmac.h>
 
 #include "referral_token.h"
 #include "referral_uuid.h"
@@ -19,6 +21,7 @@ static void keyring_reads(void **state);
 static void keyring_refuses(void **state);
 static void keyring_limits(void **state);
 static void token_mac(void **state);
+static void token_mac_lengths(void **state);
 static void token_vectors(void **state);
 static void token_round_trip(void **state);
 static void token_longest(void **state);
@@ -237,6 +240,34 @@ token_mac(void **state)
     referral_token_mac(&ring.keys[2], data, sizeof(data), mac);
     assert_memory_equal(mac, "\x82\x55\x8a\x38\x9a\x44\x3c\x0e"
                              "\xa4\xcc\x81\x98\x99\xf2\x08\x3a#", 17);
+}
+
+
+/* the last block is full, has no room for the length, is another one */
+
+static void
+token_mac_lengths(void **state)
+{
+    size_t              len;
+    u_char              mac[16], whole[EVP_MAX_MD_SIZE];
+    u_char              text[REFERRAL_TOKEN_MAX];
+    referral_keyring_t  ring;
+
+    ring_of(&ring, "c:AQIDBAUGBwgJCgsMDQ4PEBESExQVFhcYGQ==\n");
+
+    for (len = 0; len < sizeof(text); len++) {
+        text[len] = (u_char) (len * 7 + 1);
+    }
+
+    for (len = 0; len <= sizeof(text); len++) {
+        assert_non_null(HMAC(EVP_sha256(),
+                             "\1\2\3\4\5\6\7\10\11\12\13\14\15\16\17"
+                             "\20\21\22\23\24\25\26\27\30\31", 25,
+                             text, len, whole, NULL));
+
+        referral_token_mac(&ring.keys[0], text, len, mac);
+        assert_memory_equal(mac, whole, sizeof(mac));
+    }
 }
 
 
@@ -625,6 +656,7 @@ main(void)
         cmocka_unit_test(keyring_refuses),
         cmocka_unit_test(keyring_limits),
         cmocka_unit_test(token_mac),
+        cmocka_unit_test(token_mac_lengths),
         cmocka_unit_test(token_vectors),
         cmocka_unit_test(token_round_trip),
         cmocka_unit_test(token_longest),
