@@ -68,7 +68,8 @@ for my $name (@contenders) {
 
 cmp_ok($doc->{ratio}{$_} // 0, '>', 0, "ratio $_")
     for qw(redirect lua lua_redirect param_page off_page frozen_p99 codes_1m
-           flush_copy flush_copy_hot flush_copy_uniform instructions);
+           flush_copy flush_copy_hot flush_copy_uniform instructions
+           instructions_page instructions_param);
 
 # a target is said to be met when the ratio says so
 
@@ -99,7 +100,9 @@ for my $kind (qw(hot uniform)) {
         for qw(rows_s copy_rows_s staging_rows_s cpu_us_row);
 }
 
-cmp_ok($doc->{cycles}{'whole request'}, '>', 1000, 'instructions');
+cmp_ok($doc->{cycles}{$_}, '>', 1000, "instructions: $_")
+    for 'whole request', 'page, module not loaded', 'page, no click',
+        'page, ?ref=';
 ok(exists $doc->{cycles}{"  $_"}, "instructions: $_")
     for 'geo', 'id', 'cookie, signed', 'journal, encoded and appended';
 

@@ -18,7 +18,8 @@ local head = " HTTP/1.1\r\nHost: shop.example.com\r\n"
     .. "X-Real-IP: "
 
 local addresses, requests = {}, {}
-local n = tonumber(os.getenv("BENCH_FIRST"))
+local first = tonumber(os.getenv("BENCH_FIRST"))
+local n = first
 
 
 -- Zipf with exponent 1, by the inverse of its integral: rank 1 is most likely
@@ -63,7 +64,7 @@ function init(args)
 end
 
 
-local at = 0
+local at = first
 
 function request()
     at = at + 1
