@@ -330,6 +330,8 @@ END
 $$;
 
 
+DROP FUNCTION referral.account_find(bigint, text, text, bigint);
+
 -- Accounts of one counterparty, the first one given that is not null, and of
 -- one unit, in the order of the kinds; null where there is none.
 

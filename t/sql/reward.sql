@@ -962,6 +962,62 @@ SELECT throws_ok($$ SELECT referral.conversion_record(1, '{}') $$, '42501',
                  NULL, 'and records nothing');
 RESET ROLE;
 
+-- What most conversions are: a registered customer's first order.  Its steps,
+-- events and value come with one update of the referral: a second one would
+-- check its foreign keys, and lock rows that all conversions have in common.
+
+SELECT pg_temp.program('ONCE',
+    '[{"kind": "cash", "amount": 1000},
+      {"slot": "welcome", "beneficiary": "referee", "kind": "credit",
+       "unit": "USD", "amount": 500, "hold": "1 day"}]') AS once \gset
+SELECT referral.referral_register(:once, '{"code": "ONCE-CODE",
+           "external_id": "ONCE/c1"}') ->> 'referral_id' AS once_id \gset
+
+CREATE TEMP TABLE updated (id bigint);
+GRANT INSERT ON updated TO referral_owner;
+
+CREATE FUNCTION pg_temp.updated() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+AS $$
+BEGIN
+    INSERT INTO pg_temp.updated VALUES (NEW.id);
+    RETURN NULL;
+END
+$$;
+
+CREATE TRIGGER updated AFTER UPDATE ON referral.referral
+    FOR EACH ROW EXECUTE FUNCTION pg_temp.updated();
+
+SELECT pg_temp.buy('ONCE', 'c1', 9900) \g /dev/null
+
+SELECT is((SELECT count(*) FROM updated), 1::bigint,
+          'a conversion updates its referral once');
+SELECT results_eq(format('SELECT status, value, currency,
+        converted_at IS NOT NULL, rewarded_at IS NOT NULL
+    FROM referral.referral WHERE id = %s', :'once_id'),
+    $$ VALUES ('rewarded', 9900::bigint, 'USD', true, true) $$,
+    'with all that became of it');
+SELECT results_eq(format('SELECT from_status, to_status
+    FROM referral.referral_step WHERE referral_id = %s ORDER BY id DESC
+    LIMIT 2', :'once_id'),
+    $$ VALUES ('converted', 'rewarded'), ('registered', 'converted') $$,
+    'two steps');
+SELECT results_eq(format('SELECT type, data ->> ''status''
+    FROM referral.event WHERE order_key = ''referral:%s'' ORDER BY seq',
+    :'once_id'),
+    $$ VALUES ('referral.created', 'pending'),
+              ('referral.registered', 'registered'),
+              ('referral.converted', 'converted'),
+              ('reward.earned', 'approved'), ('reward.approved', 'approved'),
+              ('reward.earned', 'pending') $$,
+    'and its events in order');
+
+SELECT pg_temp.buy('ONCE', 'c1', 100, '{"order_ref": "ONCE/again"}')
+    \g /dev/null
+SELECT is((SELECT value FROM referral.referral WHERE id = :once_id),
+          10000::bigint, 'another order adds to its value');
+DROP TRIGGER updated ON referral.referral;
+
 -- the checker
 
 SELECT is_empty('SELECT * FROM referral.ledger_check()', 'all is well');
