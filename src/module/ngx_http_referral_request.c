@@ -186,8 +186,10 @@ ngx_http_referral_read_headers(ngx_http_referral_ctx_t *ctx)
 
         for (hint = ngx_http_referral_hints; hint->name.len; hint++) {
 
+            /* the third letter tells "referer" and "x-real-ip" from them */
+
             if (len == hint->name.len
-                && h[i].lowcase_key[0] == hint->name.data[0]
+                && h[i].lowcase_key[2] == hint->name.data[2]
                 && h[i].value.len >= hint->prefix.len
                 && ngx_memcmp(h[i].lowcase_key, hint->name.data,
                               hint->name.len) == 0
