@@ -235,7 +235,7 @@ sub worker_twin {
 
     my $twin = $t->worker(name => 'twin', %{ $s->worker_conf() });
 
-    $twin->notified(qr/STATUS=waiting: another/, 5)
+    $twin->notified(qr/STATUS=waiting: another/, 15)
         or die "the twin does not wait\n";
 
     for (1 .. 3) {
