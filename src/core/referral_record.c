@@ -90,8 +90,8 @@ static u_char *referral_record_number(u_char *p, const referral_field_t *f,
     const void *field);
 static u_char *referral_record_arg(u_char *p,
     const referral_record_arg_t *arg);
-static int referral_record_field(referral_record_t *rec, unsigned tag,
-    const u_char *p, size_t len);
+static int referral_record_field(referral_record_t *rec, unsigned *next,
+    unsigned tag, const u_char *p, size_t len);
 static int referral_record_value(void *field, const referral_field_t *f,
     const u_char *p, size_t len);
 static int referral_record_ip(referral_ip_t *ip, const u_char *p, size_t len);
@@ -410,7 +410,7 @@ referral_record_decode(referral_record_t *rec, const u_char *buf, size_t len,
     char *error)
 {
     size_t         n;
-    unsigned       tag, has_id;
+    unsigned       tag, next, has_id;
     const u_char  *p, *end;
 
     memset(rec, 0, sizeof(referral_record_t));
@@ -428,6 +428,7 @@ referral_record_decode(referral_record_t *rec, const u_char *buf, size_t len,
     }
 
     has_id = 0;
+    next = 0;
     end = buf + len;
 
     for (p = buf + 1; p < end; p += n) {
@@ -448,7 +449,7 @@ referral_record_decode(referral_record_t *rec, const u_char *buf, size_t len,
             return REFERRAL_ERROR;
         }
 
-        if (referral_record_field(rec, tag, p, n) != REFERRAL_OK) {
+        if (referral_record_field(rec, &next, tag, p, n) != REFERRAL_OK) {
             snprintf(error, REFERRAL_ERROR_LEN,
                      "field %u of the record has a wrong length (%zu)", tag,
                      n);
@@ -467,12 +468,15 @@ referral_record_decode(referral_record_t *rec, const u_char *buf, size_t len,
 }
 
 
+/* fields are written in the order of the table: *next is looked at first */
+
 static int
-referral_record_field(referral_record_t *rec, unsigned tag, const u_char *p,
-    size_t len)
+referral_record_field(referral_record_t *rec, unsigned *next, unsigned tag,
+    const u_char *p, size_t len)
 {
-    u_char    *id;
-    unsigned   i;
+    u_char                  *id;
+    unsigned                 i, n;
+    const referral_field_t  *f;
 
     switch (tag) {
 
@@ -498,11 +502,19 @@ referral_record_field(referral_record_t *rec, unsigned tag, const u_char *p,
 
     default:
 
+        n = *next;
+
         for (i = 0; i < REFERRAL_NFIELDS; i++) {
-            if (referral_fields[i].tag == tag) {
-                return referral_record_value((u_char *) rec
-                                             + referral_fields[i].offset,
-                                             &referral_fields[i], p, len);
+            f = &referral_fields[n];
+
+            if (++n == REFERRAL_NFIELDS) {
+                n = 0;
+            }
+
+            if (f->tag == tag) {
+                *next = n;
+                return referral_record_value((u_char *) rec + f->offset, f, p,
+                                             len);
             }
         }
 

@@ -9,6 +9,10 @@
 #include <string.h>
 
 
+#define REFERRAL_UTF8_ONES   UINT64_C(0x0101010101010101)
+#define REFERRAL_UTF8_HIGHS  UINT64_C(0x8080808080808080)
+
+
 static size_t referral_utf8_sequence(const u_char *p, size_t len, int *good);
 
 
@@ -76,13 +80,30 @@ referral_utf8_sequence(const u_char *p, size_t len, int *good)
 }
 
 
+/*
+ * Most texts are ASCII, and eight bytes are looked at in one step: none has
+ * its high bit set, and none is 0, or the borrow would set one.
+ */
+
 int
 referral_utf8_valid(const u_char *src, size_t len)
 {
-    int     good;
-    size_t  i;
+    int       good;
+    size_t    i;
+    uint64_t  word;
 
     for (i = 0; i < len; /* void */ ) {
+
+        if (len - i >= sizeof(word)) {
+            memcpy(&word, &src[i], sizeof(word));
+
+            if (((word | (word - REFERRAL_UTF8_ONES)) & REFERRAL_UTF8_HIGHS)
+                == 0)
+            {
+                i += sizeof(word);
+                continue;
+            }
+        }
 
         if (src[i] < 0x80 && src[i] != '\0') {
             i++;

@@ -16,6 +16,7 @@
 
 static void utf8_cleans(void **state);
 static void utf8_agrees(void **state);
+static void utf8_words(void **state);
 static void utf8_cuts(void **state);
 
 
@@ -125,6 +126,36 @@ utf8_agrees(void **state)
 }
 
 
+/* eight bytes are looked at in one step: every byte at every place */
+
+static void
+utf8_words(void **state)
+{
+    size_t    at, len;
+    u_char    text[20];
+    unsigned  ch;
+
+    for (len = 1; len <= sizeof(text); len++) {
+        for (at = 0; at < len; at++) {
+            for (ch = 0; ch < 256; ch++) {
+                memset(text, ch & 1 ? 0x01 : 0x7f, sizeof(text));
+                text[at] = (u_char) ch;
+
+                if (referral_utf8_valid(text, len) != (ch != 0 && ch < 0x80)) {
+                    fail_msg("%02x at %zu of %zu", ch, at, len);
+                }
+            }
+        }
+    }
+
+    memset(text, 'a', sizeof(text));
+    memcpy(text + 6, "\xe2\x82\xac", 3);
+
+    assert_int_equal(referral_utf8_valid(text, sizeof(text)), 1);
+    assert_int_equal(referral_utf8_valid(text, 8), 0);
+}
+
+
 static void
 utf8_cuts(void **state)
 {
@@ -155,6 +186,7 @@ main(void)
     const struct CMUnitTest  tests[] = {
         cmocka_unit_test(utf8_cleans),
         cmocka_unit_test(utf8_agrees),
+        cmocka_unit_test(utf8_words),
         cmocka_unit_test(utf8_cuts)
     };
 
