@@ -26,6 +26,8 @@
 
 #define REFERRAL_BATCH_DAY    UINT64_C(86400000)
 
+#define REFERRAL_BATCH_STEPS  64           /* of a search for a counter */
+
 /* plausible times; referral.plausible() has the same window */
 
 #define REFERRAL_BATCH_PAST    (90 * REFERRAL_BATCH_DAY)
@@ -309,10 +311,8 @@ void
 referral_batch_rewind(referral_batch_t *b)
 {
     referral_batch_reset(&b->interaction);
-    referral_copy_begin(&b->interaction);
 
     b->encoded = 0;
-    b->taken = 0;
 }
 
 
@@ -320,18 +320,13 @@ int
 referral_batch_more(referral_batch_t *b, int32_t stream, const u_char **data,
     size_t *len)
 {
-    referral_batch_encode_until(b, stream, b->taken + REFERRAL_BATCH_PIECE);
+    referral_batch_reset(&b->interaction);
+    referral_batch_encode_until(b, stream, REFERRAL_BATCH_PIECE);
 
-    if (b->interaction.failed) {
-        return REFERRAL_ERROR;
-    }
+    *data = b->interaction.data;
+    *len = b->interaction.len;
 
-    *data = b->interaction.data + b->taken;
-    *len = b->interaction.len - b->taken;
-
-    b->taken = b->interaction.len;
-
-    return REFERRAL_OK;
+    return b->interaction.failed ? REFERRAL_ERROR : REFERRAL_OK;
 }
 
 
@@ -341,6 +336,10 @@ referral_batch_encode_until(referral_batch_t *b, int32_t stream, size_t len)
     char                error[REFERRAL_ERROR_LEN];
     referral_item_t    *item;
     referral_record_t   rec;
+
+    if (b->encoded == 0) {
+        referral_copy_begin(&b->interaction);
+    }
 
     while (b->encoded < b->n && b->interaction.len < len) {
         item = &b->items[b->encoded++];
@@ -444,18 +443,23 @@ referral_batch_encode_rest(referral_batch_t *b, int32_t stream)
 
 /*
  * The table holds numbers of items plus one, each the first of its key, which
- * counts all of them.  It is never more than half full.
+ * counts all of them.  It is never more than half full.  Codes may be chosen
+ * so that their hashes are the same: after some steps an item counts alone,
+ * as deltas of one key are added up anyway.
  */
 
 static void
 referral_batch_deltas(referral_batch_t *b)
 {
-    size_t    i, slot;
+    size_t    i, slot, first;
     uint32_t  other;
+    unsigned  step;
 
     memset(b->table, 0, b->table_size * sizeof(uint32_t));
 
     for (i = 0; i < b->n; i++) {
+
+        b->items[i].count = 0;
 
         if (b->items[i].kind != REFERRAL_ITEM_ROW) {
             continue;
@@ -463,30 +467,30 @@ referral_batch_deltas(referral_batch_t *b)
 
         slot = referral_batch_hash(&b->items[i]) & (b->table_size - 1);
 
-        for ( ;; ) {
+        first = i;
+
+        for (step = 0; step < REFERRAL_BATCH_STEPS; step++) {
             other = b->table[slot];
 
             if (other == 0) {
                 b->table[slot] = (uint32_t) i + 1;
-                b->items[i].count = 1;
                 break;
             }
 
             if (referral_batch_same(&b->items[i], &b->items[other - 1])) {
-                b->items[other - 1].count++;
+                first = other - 1;
                 break;
             }
 
             slot = (slot + 1) & (b->table_size - 1);
         }
+
+        b->items[first].count++;
     }
 
-    for (slot = 0; slot < b->table_size; slot++) {
-        other = b->table[slot];
-
-        if (other) {
-            referral_batch_delta(b, &b->items[other - 1],
-                                 b->items[other - 1].count);
+    for (i = 0; i < b->n; i++) {
+        if (b->items[i].count) {
+            referral_batch_delta(b, &b->items[i], b->items[i].count);
         }
     }
 }

@@ -71,9 +71,8 @@ typedef struct {
 
     /* by referral_batch_encode() */
 
-    referral_buf_t       interaction;
+    referral_buf_t       interaction;      /* all, or the last piece */
     size_t               encoded;          /* items */
-    size_t               taken;            /* bytes of interaction */
     referral_buf_t       delta;
     referral_buf_t       dead_letter;
     referral_buf_t       quarantine;
@@ -104,7 +103,8 @@ void referral_batch_refuse(referral_batch_t *b, referral_item_t *item,
 
 /*
  * Encodes the interactions: all at once, or, after referral_batch_rewind(), a
- * piece at a time, of no length at the end.
+ * piece at a time, of no length at the end, each in the place of the one
+ * before.
  */
 int referral_batch_encode(referral_batch_t *b, int32_t stream);
 void referral_batch_rewind(referral_batch_t *b);
@@ -114,7 +114,10 @@ int referral_batch_more(referral_batch_t *b, int32_t stream,
 /* encodes the rest, once it is settled which items are rows */
 int referral_batch_encode_rest(referral_batch_t *b, int32_t stream);
 
-/* a COPY of items first to first + n - 1, rows only, into *out */
+/*
+ * A COPY of items first to first + n - 1, rows only, into *out, after
+ * referral_batch_encode().
+ */
 int referral_batch_slice(referral_batch_t *b, size_t first, size_t n,
     referral_buf_t *out);
 

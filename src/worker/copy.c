@@ -28,7 +28,8 @@
 #define REFERRAL_PG_TEXTOID     25
 
 
-static u_char *referral_buf_room(referral_buf_t *b, size_t len);
+static inline u_char *referral_buf_room(referral_buf_t *b, size_t len);
+static u_char *referral_buf_grow(referral_buf_t *b, size_t len);
 static void referral_buf_int16(referral_buf_t *b, int16_t n);
 static void referral_buf_int32(referral_buf_t *b, int32_t n);
 static void referral_buf_int64(referral_buf_t *b, int64_t n);
@@ -398,18 +399,25 @@ referral_copy_json(referral_buf_t *b, const referral_value_t *v)
 }
 
 
-static u_char *
+static inline u_char *
 referral_buf_room(referral_buf_t *b, size_t len)
+{
+    if (b->size - b->len >= len && b->data != NULL && !b->failed) {
+        return b->data + b->len;
+    }
+
+    return referral_buf_grow(b, len);
+}
+
+
+static u_char *
+referral_buf_grow(referral_buf_t *b, size_t len)
 {
     size_t   size;
     u_char  *data;
 
     if (b->failed) {
         return NULL;
-    }
-
-    if (b->size - b->len >= len && b->data != NULL) {
-        return b->data + b->len;
     }
 
     size = b->size ? b->size : 1024;
@@ -468,9 +476,7 @@ referral_buf_text(referral_buf_t *b, const referral_str_t *text)
 {
     u_char  *p;
 
-    if (referral_utf8_valid(text->data, text->len)
-        && (text->len == 0 || memchr(text->data, '\0', text->len) == NULL))
-    {
+    if (referral_utf8_valid(text->data, text->len)) {
         referral_buf_add(b, text->data, text->len);
         return;
     }

@@ -30,11 +30,22 @@
 #define REFERRAL_FLUSH_WARN   60000
 
 
+#define referral_flush_copy(table, columns)                                  \
+    "COPY referral." table " (" columns ") FROM STDIN (FORMAT binary)"
+
 #define REFERRAL_FLUSH_COPY                                                  \
-    "COPY referral.interaction (" REFERRAL_ROW_COLUMNS ")"                   \
-    " FROM STDIN (FORMAT binary)"
+    referral_flush_copy("interaction", REFERRAL_ROW_COLUMNS)
 
 
+typedef struct {
+    uint64_t                n;             /* 0: nothing for this table */
+    const referral_buf_t   *data;
+    const char             *sql;
+} referral_flush_table_t;
+
+
+static int referral_flush_read(referral_flush_t *f,
+    referral_source_stream_t *st, char *error);
 static int referral_flush_commit(referral_flush_t *f,
     referral_source_stream_t *st);
 static int referral_flush_transaction(referral_flush_t *f,
@@ -49,7 +60,10 @@ static int referral_flush_more(void *ctx, const u_char **data, size_t *len);
 static int referral_flush_bisect(referral_flush_t *f, size_t first, size_t n);
 static int referral_flush_rest(referral_flush_t *f,
     referral_source_stream_t *st, unsigned careful);
-static int referral_flush_end(referral_flush_t *f);
+static int referral_flush_end(referral_flush_t *f,
+    referral_source_stream_t *st);
+static void referral_flush_ahead(referral_flush_t *f,
+    referral_source_stream_t *st);
 static int referral_flush_memory(referral_flush_t *f);
 static void referral_flush_committed(referral_flush_t *f,
     referral_source_stream_t *st);
@@ -70,7 +84,32 @@ referral_flush_init(referral_flush_t *f, referral_pg_t *pg, size_t rows)
 
     f->pg = pg;
 
-    return referral_batch_init(&f->batch, rows);
+    return referral_flush_resize(f, rows);
+}
+
+
+int
+referral_flush_resize(referral_flush_t *f, size_t rows)
+{
+    referral_batch_t  batch, next;
+
+    if (referral_batch_init(&batch, rows) != REFERRAL_OK) {
+        return REFERRAL_ERROR;
+    }
+
+    if (referral_batch_init(&next, rows) != REFERRAL_OK) {
+        referral_batch_free(&batch);
+        return REFERRAL_ERROR;
+    }
+
+    referral_batch_free(&f->batch);
+    referral_batch_free(&f->next);
+
+    f->batch = batch;
+    f->next = next;
+    f->ahead = NULL;
+
+    return REFERRAL_OK;
 }
 
 
@@ -78,6 +117,7 @@ void
 referral_flush_free(referral_flush_t *f)
 {
     referral_batch_free(&f->batch);
+    referral_batch_free(&f->next);
     referral_buf_free(&f->slice);
 }
 
@@ -88,6 +128,7 @@ referral_flush_connected(referral_flush_t *f)
     size_t  i;
 
     f->ndays = 0;
+    f->ahead = NULL;
 
     for (i = 0; i < f->source->nstreams; i++) {
         f->source->streams[i]->loaded = 0;
@@ -96,40 +137,25 @@ referral_flush_connected(referral_flush_t *f)
 
 
 int
-referral_flush_stream(referral_flush_t *f, referral_source_stream_t *st)
+referral_flush_stream(referral_flush_t *f, referral_source_stream_t *st,
+    unsigned more)
 {
-    int                 rc, last;
-    char                error[REFERRAL_ERROR_LEN];
-    referral_source_t  *src;
-
-    src = f->source;
+    int   rc, last;
+    char  error[REFERRAL_ERROR_LEN];
 
     if (st->aside || (st->loaded && st->ended)) {
         return REFERRAL_AGAIN;
     }
 
     if (!st->loaded) {
-        rc = referral_cursor_load(f->pg, src, st);
+        rc = referral_cursor_load(f->pg, f->source, st);
 
         if (rc != REFERRAL_OK) {
             return rc == REFERRAL_ERROR ? REFERRAL_ERROR : REFERRAL_AGAIN;
         }
     }
 
-    last = REFERRAL_OK;
-    f->began = referral_stat_now();
-
-    if (!st->placed) {
-        last = src->seek(src, st, st->seq + 1, error);
-    }
-
-    if (last == REFERRAL_OK) {
-        st->placed = 1;
-        last = referral_batch_read(&f->batch, src, st, error);
-
-    } else {
-        f->batch.n = 0;
-    }
+    last = referral_flush_read(f, st, error);
 
     if (last == REFERRAL_ERROR) {
         referral_cursor_unreadable(st, error);
@@ -146,14 +172,60 @@ referral_flush_stream(referral_flush_t *f, referral_source_stream_t *st)
 
     referral_fault("worker-read");
 
+    f->more = more && last == REFERRAL_OK;
+
     rc = referral_flush_commit(f, st);
 
     if (rc != REFERRAL_OK) {
+        f->ahead = NULL;
         st->placed = 0;
         return rc;
     }
 
     return last == REFERRAL_OK ? REFERRAL_OK : REFERRAL_AGAIN;
+}
+
+
+/* what was read ahead, or what the source has now */
+
+static int
+referral_flush_read(referral_flush_t *f, referral_source_stream_t *st,
+    char *error)
+{
+    int                last;
+    referral_batch_t   batch;
+    referral_source_t  *src;
+
+    src = f->source;
+
+    if (f->ahead == st) {
+        batch = f->batch;
+        f->batch = f->next;
+        f->next = batch;
+
+        f->ahead = NULL;
+        f->began = f->started;
+        st->placed = 1;
+
+        return f->last;
+    }
+
+    f->ahead = NULL;
+    f->began = referral_stat_now();
+    last = REFERRAL_OK;
+
+    if (!st->placed) {
+        last = src->seek(src, st, st->seq + 1, error);
+    }
+
+    if (last != REFERRAL_OK) {
+        f->batch.n = 0;
+        return last;
+    }
+
+    st->placed = 1;
+
+    return referral_batch_read(&f->batch, src, st, error);
 }
 
 
@@ -310,7 +382,7 @@ referral_flush_transaction(referral_flush_t *f, referral_source_stream_t *st,
 
     referral_fault("worker-commit");
 
-    return referral_flush_end(f);
+    return referral_flush_end(f, st);
 }
 
 
@@ -552,7 +624,23 @@ static int
 referral_flush_rest(referral_flush_t *f, referral_source_stream_t *st,
     unsigned careful)
 {
+    size_t             i;
     referral_batch_t  *b;
+
+    const referral_flush_table_t  tables[] = {
+        { f->batch.rows, &f->batch.delta,
+          referral_flush_copy("counter_delta", "program_id, referrer_id, code,"
+                              " day, type, verdict, kind, n") },
+        { f->batch.dead, &f->batch.dead_letter,
+          referral_flush_copy("dead_letter", "stream, seq, reason, detail,"
+                              " record") },
+        { f->batch.quarantined, &f->batch.quarantine,
+          referral_flush_copy("quarantine", "stream, seq, reason, record,"
+                              " data") },
+        { f->batch.gap, &f->batch.ingest_gap,
+          referral_flush_copy("ingest_gap", "stream, from_seq, to_seq,"
+                              " reason") }
+    };
 
     b = &f->batch;
 
@@ -562,44 +650,14 @@ referral_flush_rest(referral_flush_t *f, referral_source_stream_t *st,
         return referral_flush_memory(f);
     }
 
-    if (b->rows
-        && referral_pg_copy(f->pg, "COPY referral.counter_delta (program_id,"
-                            " referrer_id, code, day, type, verdict, kind, n)"
-                            " FROM STDIN (FORMAT binary)",
-                            b->delta.data, b->delta.len)
-           != REFERRAL_OK)
-    {
-        return REFERRAL_ERROR;
-    }
-
-    if (b->dead
-        && referral_pg_copy(f->pg, "COPY referral.dead_letter (stream, seq,"
-                            " reason, detail, record)"
-                            " FROM STDIN (FORMAT binary)",
-                            b->dead_letter.data, b->dead_letter.len)
-           != REFERRAL_OK)
-    {
-        return REFERRAL_ERROR;
-    }
-
-    if (b->quarantined
-        && referral_pg_copy(f->pg, "COPY referral.quarantine (stream, seq,"
-                            " reason, record, data)"
-                            " FROM STDIN (FORMAT binary)",
-                            b->quarantine.data, b->quarantine.len)
-           != REFERRAL_OK)
-    {
-        return REFERRAL_ERROR;
-    }
-
-    if (b->gap
-        && referral_pg_copy(f->pg, "COPY referral.ingest_gap (stream,"
-                            " from_seq, to_seq, reason)"
-                            " FROM STDIN (FORMAT binary)",
-                            b->ingest_gap.data, b->ingest_gap.len)
-           != REFERRAL_OK)
-    {
-        return REFERRAL_ERROR;
+    for (i = 0; i < sizeof(tables) / sizeof(tables[0]); i++) {
+        if (tables[i].n
+            && referral_pg_copy(f->pg, tables[i].sql, tables[i].data->data,
+                                tables[i].data->len)
+               != REFERRAL_OK)
+        {
+            return REFERRAL_ERROR;
+        }
     }
 
     return REFERRAL_OK;
@@ -609,12 +667,20 @@ referral_flush_rest(referral_flush_t *f, referral_source_stream_t *st,
 /* COMMIT of a transaction that failed is no error: it answers ROLLBACK */
 
 static int
-referral_flush_end(referral_flush_t *f)
+referral_flush_end(referral_flush_t *f, referral_source_stream_t *st)
 {
     int        rc;
     PGresult  *res;
 
-    if (referral_pg_query(f->pg, "COMMIT", 0, NULL, &res) != REFERRAL_OK) {
+    if (referral_pg_send(f->pg, "COMMIT", 0, NULL) != REFERRAL_OK) {
+        return REFERRAL_ERROR;
+    }
+
+    if (f->more) {
+        referral_flush_ahead(f, st);
+    }
+
+    if (referral_pg_receive(f->pg, &res) != REFERRAL_OK) {
         return REFERRAL_ERROR;
     }
 
@@ -633,6 +699,28 @@ referral_flush_end(referral_flush_t *f)
     PQclear(res);
 
     return rc;
+}
+
+
+/*
+ * The server writes its log to disk, and would wait for us after that.  Until
+ * the batch is taken the source does not stand where the cursor does.
+ */
+
+static void
+referral_flush_ahead(referral_flush_t *f, referral_source_stream_t *st)
+{
+    char  error[REFERRAL_ERROR_LEN];
+
+    f->more = 0;
+    f->started = referral_stat_now();
+    f->last = referral_batch_read(&f->next, f->source, st, error);
+
+    st->placed = 0;
+
+    /* what can not be read is read again in its turn, and reported then */
+
+    f->ahead = f->last != REFERRAL_ERROR ? st : NULL;
 }
 
 

@@ -43,6 +43,10 @@ typedef struct {
     referral_pg_t              *pg;
     referral_source_t          *source;
     referral_batch_t            batch;
+    referral_batch_t            next;      /* read while the batch commits */
+    referral_source_stream_t   *ahead;     /* whose it is, NULL: nobody's */
+    int                         last;      /* what ended its reading */
+    uint64_t                    started;   /* of it, monotonic us */
     referral_buf_t              slice;
 
     int64_t                     days[REFERRAL_FLUSH_DAYS];  /* since 1970, */
@@ -50,6 +54,7 @@ typedef struct {
 
     int32_t                     stream;    /* of the COPY under way */
     unsigned                    copying:1; /* the failed statement was COPY */
+    unsigned                    more:1;    /* read ahead */
 
     referral_flush_stat_t       stat;
     uint64_t                    newest;    /* Unix ms of the last row */
@@ -62,19 +67,24 @@ typedef struct {
 
 
 int referral_flush_init(referral_flush_t *f, referral_pg_t *pg, size_t rows);
+
+/* another number of rows, from the next batch on */
+int referral_flush_resize(referral_flush_t *f, size_t rows);
 void referral_flush_free(referral_flush_t *f);
 
 /* nothing that an earlier connection said is believed */
 void referral_flush_connected(referral_flush_t *f);
 
 /*
- * One batch of one stream.
+ * One batch of one stream.  With more the next call is for the same stream:
+ * what follows is read while the server commits.
  *
  *   REFERRAL_OK     committed, and there may be more
  *   REFERRAL_AGAIN  nothing more for now
  *   REFERRAL_ERROR  Postgres failed
  */
-int referral_flush_stream(referral_flush_t *f, referral_source_stream_t *st);
+int referral_flush_stream(referral_flush_t *f, referral_source_stream_t *st,
+    unsigned more);
 
 
 #endif /* _REFERRAL_FLUSH_H_INCLUDED_ */

@@ -37,7 +37,7 @@
 #define REFERRAL_WORKER_SWEEP    1000
 #define REFERRAL_WORKER_LAG      60000     /* to be told of */
 
-#define REFERRAL_WORKER_BATCHES  8         /* of one stream, in a row */
+#define REFERRAL_WORKER_BATCHES  4         /* of one stream, in a row */
 
 
 typedef struct {
@@ -343,9 +343,7 @@ static void
 referral_worker_reload(referral_worker_t *w)
 {
     char                  error[REFERRAL_ERROR_LEN];
-    uint64_t              rows;
     const char           *changed;
-    referral_batch_t      batch;
     referral_settings_t   fresh;
 
     referral_reload = 0;
@@ -365,14 +363,8 @@ referral_worker_reload(referral_worker_t *w)
         return;
     }
 
-    rows = w->settings.batch_rows;
-
-    if (fresh.batch_rows != rows) {
-
-        if (referral_batch_init(&batch, fresh.batch_rows) == REFERRAL_OK) {
-            referral_batch_free(&w->flush.batch);
-            w->flush.batch = batch;
-        }
+    if (fresh.batch_rows != w->settings.batch_rows) {
+        (void) referral_flush_resize(&w->flush, fresh.batch_rows);
     }
 
     referral_settings_reload(&w->settings, &fresh, &changed);
@@ -607,7 +599,8 @@ referral_worker_stream(referral_worker_t *w, referral_source_stream_t *st)
 
     for (i = 0; i < REFERRAL_WORKER_BATCHES && !referral_quit; i++) {
 
-        rc = referral_flush_stream(&w->flush, st);
+        rc = referral_flush_stream(&w->flush, st,
+                                   i + 1 < REFERRAL_WORKER_BATCHES);
 
         if (rc != REFERRAL_OK) {
             break;

@@ -391,14 +391,23 @@ int
 referral_pg_query(referral_pg_t *pg, const char *sql, int n,
     const char *const *values, PGresult **res)
 {
-    int       rc;
-    uint64_t  deadline;
-
     if (res != NULL) {
         *res = NULL;
     }
 
-    deadline = referral_pg_deadline(pg);
+    if (referral_pg_send(pg, sql, n, values) != REFERRAL_OK) {
+        return REFERRAL_ERROR;
+    }
+
+    return referral_pg_receive(pg, res);
+}
+
+
+int
+referral_pg_send(referral_pg_t *pg, const char *sql, int n,
+    const char *const *values)
+{
+    int  rc;
 
     if (n == 0) {
         rc = PQsendQuery(pg->conn, sql);
@@ -412,7 +421,7 @@ referral_pg_query(referral_pg_t *pg, const char *sql, int n,
         return REFERRAL_ERROR;
     }
 
-    if (referral_pg_flush(pg, deadline) != REFERRAL_OK) {
+    if (referral_pg_flush(pg, referral_pg_deadline(pg)) != REFERRAL_OK) {
         return REFERRAL_ERROR;
     }
 
@@ -420,7 +429,18 @@ referral_pg_query(referral_pg_t *pg, const char *sql, int n,
     referral_pg_sent(sql);
 #endif
 
-    return referral_pg_finish(pg, res, deadline);
+    return REFERRAL_OK;
+}
+
+
+int
+referral_pg_receive(referral_pg_t *pg, PGresult **res)
+{
+    if (res != NULL) {
+        *res = NULL;
+    }
+
+    return referral_pg_finish(pg, res, referral_pg_deadline(pg));
 }
 
 

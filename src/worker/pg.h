@@ -86,6 +86,11 @@ int referral_pg_broken(referral_pg_t *pg);
 int referral_pg_query(referral_pg_t *pg, const char *sql, int n,
     const char *const *values, PGresult **res);
 
+/* the same in two steps, between which the server has something to do */
+int referral_pg_send(referral_pg_t *pg, const char *sql, int n,
+    const char *const *values);
+int referral_pg_receive(referral_pg_t *pg, PGresult **res);
+
 /* COPY ... FROM STDIN of all the data */
 int referral_pg_copy(referral_pg_t *pg, const char *sql, const u_char *data,
     size_t len);

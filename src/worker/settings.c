@@ -98,7 +98,7 @@ static const referral_setting_t  referral_settings[] = {
 
     { "batch_rows", referral_setting_number,
       referral_setting_offset(batch_rows),
-      0, "5000", 1, 20000 },
+      0, "20000", 1, 20000 },
 
     { "batch_wait", referral_setting_time,
       referral_setting_offset(batch_wait),
