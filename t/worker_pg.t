@@ -163,7 +163,8 @@ $w->restart();
 journal_write(2);
 rows_are('the second host');
 
-# COMMIT arrives, its answer does not
+# a COMMIT is lost, and of the next one the answer; both while what follows
+# was read already
 
 $w->stop();
 
@@ -179,11 +180,12 @@ if ($proxy == 0) {
 sleep(0.2);
 $w->configure(%{ $w->{conf} }, postgres => "host=127.0.0.1 port=$port"
               . ' dbname=referral user=edge sslmode=disable'
-              . ' gssencmode=disable');
+              . ' gssencmode=disable', batch_rows => 10);
 journal_write(50);
 $w->start();
-rows_are('a COMMIT whose answer was lost counts once');
-like($w->output(), qr/event=postgres-failed/, 'it was lost');
+rows_are('a COMMIT that was lost, or its answer, counts once');
+ok(-e $t->dir() . "/cut-$_", "it was lost, $_") for qw(request answer);
+like($w->output(), qr/event=postgres-failed/, 'which was noticed');
 is($pg->value('SELECT count(*) - count(DISTINCT id) FROM
                referral.interaction'), 0, 'nothing twice');
 $w->stop();
@@ -193,8 +195,9 @@ waitpid($proxy, 0);
 $t->done();
 
 
-# forwards, but drops the connection instead of the first answer to a COMMIT
-# of a transaction that copied; a process for each connection
+# forwards, but drops the connection instead of the first COMMIT of a
+# transaction that copied, and instead of the answer to the next; a process for
+# each connection
 
 sub proxy {
     my ($from, $to) = @_;
@@ -205,6 +208,7 @@ sub proxy {
         LocalPort => $from, Listen => 5, ReuseAddr => 1) or die;
 
     my $cut = $t->dir() . '/cut';
+    my $mark = sub { open(my $made, '>', "$cut-$_[0]") };
     $SIG{CHLD} = 'IGNORE';
 
     for ( ;; ) {
@@ -224,11 +228,19 @@ sub proxy {
                 last CONNECTION unless $n;
 
                 if ($fh == $client) {
-                    syswrite($server, $data);
                     $copied = 1 if $data =~ /COPY referral\.interaction/;
 
-                    if (!-e $cut && $copied && $data =~ /COMMIT\0/) {
-                        open(my $made, '>', $cut);
+                    my $commit = $copied && $data =~ /COMMIT\0/;
+
+                    if ($commit && !-e "$cut-request") {
+                        $mark->('request');
+                        last CONNECTION;
+                    }
+
+                    syswrite($server, $data);
+
+                    if ($commit && !-e "$cut-answer") {
+                        $mark->('answer');
                         sleep(0.3);
                         last CONNECTION;
                     }

@@ -152,7 +152,10 @@ sub oracle { $_[0]{oracle} }
 sub worker_conf {
     my ($self, %more) = @_;
 
+    # few rows: a worker that is behind has read further than it committed
+
     return { journal => $self->{journal}, batch_wait => '50ms',
+             batch_rows => 500,
              postgres => $self->{pg}->conninfo(user => 'edge',
                                                db => $self->{db}),
              %{ $self->{worker_settings} // {} }, %more };
