@@ -189,6 +189,12 @@ $p->wait(60);
 is($t->referralctl('publish')->{status}, 0, 'publish');
 is(check()->{status}, 0, 'none in the end');
 
+# an organisation is none: what is in Redis is everybody's
+
+$pg->value("SELECT referral.organisation_create('beta', 'Beta')");
+is($t->referralctl('publish', '--check', '--org', 'beta')->{status}, 0,
+   'an organisation without codes');
+
 is($nobody->wait(60) >> 8, 3, 'nobody publishes');
 like($nobody->output(), qr/nobody publishes: no referral-worker .* 30 seconds/,
      'is said');

@@ -103,6 +103,12 @@ ctl_publish_check(ctl_options_t *o)
         rc = ctl_call_open(&c.pg, o);
     }
 
+    /* Redis has the codes of all organisations, whatever REFERRAL_ORG says */
+
+    if (rc == CTL_DONE) {
+        rc = ctl_pg_run(c.pg, "SET referral.organisation = ''", NULL);
+    }
+
     ctl_progress_begin(&c.progress, "codes");
 
     if (rc == CTL_DONE) {

@@ -44,10 +44,10 @@ SELECT is_empty($$ SELECT DISTINCT c.relname, a.attname
                                 ON p.proname = 'mark_' || c.relname
                                    AND p.pronamespace
                                        = 'referral'::regnamespace
-                       WHERE r.ev_class = 'referral.code_published'::regclass
+                       WHERE r.ev_class = 'referral.code_state'::regclass
                              AND c.oid <> r.ev_class AND a.attname <> 'id'
                              AND p.prosrc !~ ('n\.' || a.attname || '\M') $$,
-                'a change of any column that code_published reads is marked');
+                'a change of any column that code_state reads is marked');
 
 CREATE FUNCTION pg_temp.marks() RETURNS text LANGUAGE sql AS $$
     WITH gone AS (DELETE FROM referral.mark RETURNING *)
