@@ -154,10 +154,14 @@ SELECT referral.payout_approve(:five), referral.payout_pay(:five, 'CHECK 7')
 SELECT referral.refund_record(:acme, '{"order_ref": "c1/30000",
            "refund_ref": "r1", "amount": 10000}') \g /dev/null
 SELECT is(pg_temp.balances('cid'), 'paid 3000, payable -1000', 'a debt');
+SELECT results_eq('SELECT slot, status FROM referral.reward WHERE owing',
+                  $$ VALUES ('reward', 'paid') $$, 'one reward owes it');
 SELECT throws_ok($$ SELECT referral.payout_request(pg_temp.who('cid')) $$,
                  'RF108', NULL, 'nothing is paid beside it');
 SELECT pg_temp.buy('cid', 'c2', 40000) \g /dev/null
 SELECT is(pg_temp.balances('cid'), 'paid 3000, payable 3000', 'carried');
+SELECT is_empty('SELECT id FROM referral.reward WHERE owing',
+                'and owes nothing any more');
 SELECT referral.payout_request(pg_temp.who('cid'), '{"method": "cash"}')
            AS six \gset
 SELECT referral.payout_approve(:six), referral.payout_pay(:six) \g /dev/null

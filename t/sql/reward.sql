@@ -694,6 +694,14 @@ SELECT referral.reward_reject(pg_temp.reward(:'fourth'), 'again') \g /dev/null
 SELECT is((SELECT concat_ws(' ', status, reason, returned)
                FROM referral.rewards WHERE id = pg_temp.reward(:'fourth')),
           'rejected not a customer 20000', 'rejected, once');
+SELECT results_eq(format($$ SELECT type, data ->> 'status',
+                                   (data ->> 'amount')::bigint
+                                FROM referral.event
+                                WHERE data ->> 'reward_id' = '%s'
+                                      AND type NOT IN ('reward.earned') $$,
+                         pg_temp.reward(:'fourth')),
+                  $$ VALUES ('reward.rejected', 'rejected', 20000::bigint) $$,
+                  'and told so, once');
 SELECT throws_ok(format('SELECT referral.reward_approve(%s)',
                         pg_temp.reward(:'fourth')), 'RF073', NULL,
                  'and not approved any more');

@@ -197,6 +197,9 @@ SELECT referral.reward_reject((SELECT max(id) FROM referral.rewards), 'fraud')
     \g /dev/null
 SELECT is((SELECT status FROM referral.seed_insurance_reward
                ORDER BY id DESC LIMIT 1), 'CANCELLED', 'reward: cancelled');
+SELECT is((SELECT data ->> 'reason' FROM referral.events
+               WHERE type = 'reward.rejected'), 'fraud',
+          'events: a rejected reward');
 
 CREATE FUNCTION pg_temp.refused(partner bigint, word text) RETURNS text
     LANGUAGE plpgsql AS $$
