@@ -379,11 +379,11 @@ const ctl_call_t  ctl_tenant_calls[] = {
 
     { "program", "templates", "list the templates that are built in",
       { END }, { NULL },
-      "SELECT name, title, options AS \"j:options\", advice"
-      " FROM referral.program_templates() ORDER BY name",
+      "SELECT name, title, options AS \"j:options\", rules AS \"j:rules\","
+      " advice FROM referral.program_templates() ORDER BY name",
       NULL, CTL_PRINT_LIST, "no templates",
-      "A program of an organisation is one too: program create ...\n"
-      "template=SLUG.\n",
+      "With their reward rules, which rule set replaces.  A program of an\n"
+      "organisation is one too: program create ... template=SLUG.\n",
       "  referralctl program templates\n" },
 
     { "program", "variant", "make or change a variant, for A/B tests",

@@ -263,6 +263,17 @@ SELECT is(count(*), 0::bigint, 'every template makes a program')
 SELECT cmp_ok(count(*), '>=', 5::bigint, 'there are some')
     FROM referral.program_templates() t
     WHERE t.name <> '' AND t.title <> '' AND t.advice <> '';
+SELECT is_empty($$ SELECT p.slug FROM referral.programs p
+                       WHERE p.slug LIKE 'of-%'
+                             AND NOT EXISTS (SELECT FROM referral.reward_rules r
+                                                 WHERE r.program_id = p.id) $$,
+                'each has reward rules');
+SELECT results_eq($$ SELECT r.version, r.tiers -> 2
+                         FROM referral.reward_rules r
+                              JOIN referral.programs p ON p.id = r.program_id
+                         WHERE p.slug = 'of-student' AND r.kind = 'cash' $$,
+                  $$ VALUES (1, '{"from": 10, "rate_bp": 1000}'::jsonb) $$,
+                  'those of the template');
 SELECT results_eq($$ SELECT type, eligibility FROM referral.programs
                          WHERE slug = 'of-student' $$,
                   $$ VALUES ('student',

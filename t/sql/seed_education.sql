@@ -12,7 +12,8 @@
 --   tiers, bonus for several, seasonal, per course, referrer and referee
 --                                                  -> "tier", "bonus",
 --                                                     "season", "course"
---   templates, cloning and modification            -> "template"
+--   templates, cloning and modification; pre-built ones with their reward
+--     structure, to be customized                  -> "template: ..."
 --   best practice recommendations                  -> outside: documentation
 --   automatic and custom codes                     -> "codes"
 --   QR codes           -> "happy path: a QR code", and the edge, which marks
@@ -41,6 +42,8 @@
 --   course credit, redemption, expiry, transfer, statements
 --                                                  -> "credit: ..."
 --   notifications, reminders         -> outside: hooks are events, "events"
+--   milestone celebrations           -> outside: hook is the event of a bonus,
+--                                       "milestone"
 --   CRM, lead source, contacts       -> outside: hooks are events and views
 --   onboarding, training, community, campaigns     -> outside: portal
 --   Rule: referrers are active students or alumni  -> "rule: active students"
@@ -90,6 +93,19 @@ SELECT referral.program_clone(:template, 'students', '{"name": "Autumn"}')
 SELECT is((SELECT concat_ws(' ', name, type, status, terms)
                FROM referral.programs WHERE id = :program),
           'Autumn student draft Be kind.', 'template: cloned, modified');
+SELECT referral.program_create(:org, 'built-in', 'Students',
+           '{"template": "student", "landing_url":
+             "https://school.example/enrol"}') AS built_in \gset
+SELECT results_eq(format($$ SELECT beneficiary, kind, coalesce(rate_bp,
+                                   coupon_bp, (tiers #>> '{0,rate_bp}')::int)
+                                FROM referral.reward_rules
+                                WHERE program_id = %s ORDER BY position $$,
+                         :built_in),
+                  $$ VALUES ('referrer', 'cash', 500),
+                            ('referee', 'discount', 500) $$,
+                  'template: built in, with a reward structure');
+SELECT is(referral.reward_rules_set(:built_in, '[{"kind": "cash",
+              "rate_bp": 700}]'), 2, 'template: built in, customized');
 SELECT lives_ok(format('SELECT referral.program_create(%s, %L, ''P'', %L)',
                        :org, t, jsonb_build_object('type', t)), 'types: ' || t)
     FROM unnest(ARRAY['parent', 'affiliate', 'partner']) t;
@@ -269,6 +285,9 @@ SELECT is(pg_temp.given(pg_temp.buy('alma-' || n, '{"amount": 20000,
                  (3, 'fee 4000 approved, bonus 5000 approved',
                   'tier: the 3rd, and the bonus for several'))
              v (n, want, name);
+SELECT is((SELECT data ->> 'nth' FROM referral.events
+               WHERE type = 'reward.earned' AND data ->> 'slot' = 'bonus'),
+          '3', 'milestone: the event of the bonus says which');
 SELECT is(pg_temp.given(pg_temp.buy('artist', '{"amount": 80000,
               "code": "ALMA", "product": "ART-1"}')),
           'fee 2500 approved, gift 1 approved',
@@ -300,6 +319,9 @@ SELECT referral.referrer_update(:alma, '{"attributes": {"enrolled": false}}')
 SELECT throws_ok($$ SELECT referral.referral_register(NULL, '{"code": "ALMA",
                         "external_id": "x"}') $$, 'RF094', NULL,
                  'rule: active students; edge case: ineligible referrer');
+SELECT throws_ok(format('SELECT referral.ensure_code(%s, ''alma'')',
+                        :program), 'RF027', NULL,
+                 'edge case: an ineligible referrer gets no code to share');
 SELECT referral.referrer_update(:alma, '{"attributes": {"enrolled": true}}')
     \g /dev/null
 
@@ -493,7 +515,7 @@ SELECT is((SELECT string_agg(concat_ws(' ', p.slug, f.revenue), ', '
                FROM referral.programs p,
                     referral.program_figures(p.id) f
                WHERE NOT p.template),
-          'affiliate 0, parent 0, partner 0, students 1005000',
+          'affiliate 0, built-in 0, parent 0, partner 0, students 1005000',
           'figures: programs');
 
 SELECT referral.customer_erase(:org, 'friend', NULL, 'asked') \g /dev/null

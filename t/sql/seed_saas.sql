@@ -99,7 +99,14 @@ CREATE FUNCTION pg_temp.rules(credit jsonb) RETURNS int LANGUAGE sql
                 jsonb_set(r, '{8}', r -> 8 || rules.credit))
                 FROM CAST(current_setting('t.rules') AS jsonb) r);
 
-SELECT is(pg_temp.rules('{"amount": 1000}'), 1, 'the first rules');
+SELECT is((SELECT string_agg(concat_ws(' ', beneficiary, kind, amount), ', '
+                             ORDER BY position)
+               FROM referral.reward_rules
+               WHERE program_id = :invite AND trigger = 'registration'),
+          'referrer messages 10, referrer requests 5, referee messages 5,'
+          ' referee requests 2, referee feature_days 7',
+          'the rules of the template at sign-up');
+SELECT is(pg_temp.rules('{"amount": 1000}'), 2, 'and ours');
 SELECT referral.program_set_status(:invite, 'active') \g /dev/null
 
 -- The rows of a query, each a line of its values, - for null.
@@ -411,7 +418,7 @@ SELECT is(pg_temp.rules(jsonb_build_object(
               'seasons', jsonb_build_array(jsonb_build_object(
                   'from', (now() AT TIME ZONE 'UTC')::date,
                   'until', (now() AT TIME ZONE 'UTC')::date + 6,
-                  'multiplier_bp', 20000)))), 2, '6 new rules');
+                  'multiplier_bp', 20000)))), 3, '6 new rules');
 SELECT pg_temp.sign_up('carl', jsonb_build_object('click_id', :'carl')),
        pg_temp.sign_up('ivy', jsonb_build_object('click_id', :'ivy')),
        pg_temp.upgrade('carl'), pg_temp.upgrade('dora'),

@@ -36,7 +36,8 @@
 --     registration, conversion                     -> "tracking: steps"
 --   referral_rewards: available, used, expired, cancelled; used on which
 --     order, when; expires at; description         -> "credit: ..."
---   GET /referrals/:code                           -> "api: by code"
+--   GET /referrals/:code; the invitation's bonus and days
+--                                                  -> "api: by code, ..."
 --   POST /referrals/:code/register                 -> "lifecycle: registered"
 --   GET /referrals/:code/click                     -> the edge, t/redirect.t
 --   my referrals, one of them, my rewards          -> "api: mine"
@@ -152,7 +153,18 @@ SELECT is(referral.ensure_code(:program, 'patient-1'), :'code',
 SELECT id AS patient FROM referral.referrers WHERE external_id = 'patient-1'
     \gset
 SELECT is(referral.attribute(:program, jsonb_build_object('code', :'code'))
-              #>> '{candidates,0,referrer_id}', :'patient', 'api: by code');
+              #>> '{candidates,0,referrer_id}', :'patient',
+          'api: by code, whose it is');
+SELECT results_eq(format($$ SELECT u.coupon_bp, p.referral_validity
+                                FROM referral.codes c
+                                     JOIN referral.programs p
+                                         ON p.id = c.program_id
+                                     JOIN referral.reward_rules u
+                                         ON u.program_id = p.id
+                                WHERE c.code = %L AND u.coupon_bp > 0 $$,
+                         :'code'),
+                  $$ VALUES (2000, interval '30 days') $$,
+                  'api: by code, its bonus and for how long');
 
 -- he refers a friend
 
