@@ -92,7 +92,9 @@ sub DESTROY {
 
     local $?;
 
-    $self->stop();
+    eval { $self->stop() };
+    $self->note("what was started did not end well: $@") if $@;
+
     remove_tree($self->{dir}) unless $ENV{REFERRAL_BENCH_KEEP};
 }
 
@@ -253,8 +255,8 @@ sub nginx {
     my $conf = $self->write_file("$name/nginx.conf", $text);
     my $process = Referral::Test::Process->new(name => $name,
         log => "$dir/out", death => 'TERM',
-        argv => [ @{ $arg{wrap} // [] }, $binary, '-p', $dir, '-c', $conf, '-e',
-                  "$dir/error.log" ]);
+        argv => [ @{ $arg{wrap} // [] }, $binary, '-p', $dir, '-c', $conf,
+                  '-e', "$dir/error.log" ]);
 
     my $nginx = { process => $process, port => $port, dir => $dir };
 

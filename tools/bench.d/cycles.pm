@@ -3,9 +3,10 @@ package cycles;
 # Copyright (C) The nginx referral module authors
 #
 # Instructions of a click by part, counted by valgrind's callgrind: the counts
-# repeat from run to run.  A part has what it calls in it.  And those of a page,
-# with a click, without one, and without the module.  What the kernel does is
-# not in them; SHA-256 has more than it should, valgrind knows no processor's.
+# repeat from run to run.  A part has what it calls in it.  And those of a
+# page: with a click, without one, and without the module.  What the kernel does
+# is not in them; SHA-256 takes more than it should, since valgrind does not let
+# it use the processor's own instructions.
 
 use strict;
 use warnings;
