@@ -254,6 +254,12 @@ BEGIN
     RETURN NULL;
 END
 $$;
+CREATE FUNCTION public.linger_row() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM pg_sleep(0.3);
+    RETURN NEW;
+END
+$$;
 CREATE TRIGGER linger AFTER INSERT ON referral.account
     FOR EACH ROW EXECUTE FUNCTION public.linger();
 SQL
@@ -347,6 +353,68 @@ is($pg->value("SELECT string_agg(status, ' ' ORDER BY id)"
 
 $pg->rows('DROP TRIGGER linger ON referral.reward');
 
+# one who is erased while he signs up again, with a number that is not known
+
+my $again = "SELECT referral.referral_register($single, '{\"code\": \"UNA\","
+            . ' "external_id": "again"}\', \'{"email": "again@example.com"%s}'
+            . "\') ->> 'referral_id'";
+my $signed = $pg->value(sprintf($again, ''));
+my $person = $pg->value('SELECT person_id FROM referral.referral'
+                        . " WHERE id = $signed");
+
+$pg->rows('CREATE TRIGGER linger AFTER UPDATE ON referral.person'
+          . ' FOR EACH STATEMENT EXECUTE FUNCTION public.linger()');
+@r = $s->at_once(
+    "SELECT referral.person_erase($person, 'test')",
+    'SELECT pg_sleep(0.1); ' . sprintf($again, ', "phone": "+4930555555"'));
+is_deeply(ends(@r), { ok => 2 }, 'erased, and there again at once')
+    or diag(map { $_->{error} } @r);
+is($pg->value("SELECT count(*) FROM referral.person WHERE id = $person"
+              . ' AND erased_at IS NULL'), 0, 'as somebody else');
+$pg->rows('DROP TRIGGER linger ON referral.person');
+
+# a referrer who is erased while his code is used
+
+$pg->rows('CREATE TRIGGER linger AFTER INSERT ON referral.referral'
+          . ' FOR EACH STATEMENT EXECUTE FUNCTION public.linger()');
+@r = $s->at_once(
+    "SELECT referral.referral_register($single, '{\"code\": \"VIC\","
+        . ' "external_id": "last"}\')',
+    "SELECT pg_sleep(0.1); SELECT referral.customer_erase(1, 'vic', NULL,"
+        . " 'test')");
+is_deeply(ends(@r), { ok => 2 }, 'a code used while its referrer is erased')
+    or diag(map { $_->{error} } @r);
+is($pg->value("SELECT status || ' ' || uses FROM referral.code"
+              . " WHERE code = 'VIC'"), 'disabled 2', 'is used and disabled');
+$pg->rows('DROP TRIGGER linger ON referral.referral');
+
+# Two referrals of one person, found by what the other one lacks.  Their common
+# hashes were entered in two orders, and are read as they were entered.
+
+my @same = map {
+    $pg->value("SELECT referral.referral_create($single, '{\"code\": \"UNA\"}',"
+               . " '{\"email\": \"same.$_\@example.com\"}')")
+} 0, 1;
+
+for my $n (0, 1) {
+    $pg->rows('INSERT INTO referral.referee_identity (organisation_id,'
+        . " program_id, referral_id, kind, hash) SELECT 1, $single,"
+        . " $same[$n], 'phone', decode(lpad(v::text, 64, '0'), 'hex')"
+        . ' FROM generate_series(1, 2) v ORDER BY v '
+        . ('ASC', 'DESC')[$n]);
+}
+
+$pg->rows('CREATE TRIGGER linger BEFORE UPDATE ON referral.referee_identity'
+          . ' FOR EACH ROW EXECUTE FUNCTION public.linger_row()');
+@r = $s->at_once(map {
+    'SET enable_indexscan = off; SET enable_bitmapscan = off; SELECT'
+    . " referral.referral_register($single, '{}',"
+    . " '{\"email\": \"same.$_\@example.com\"}')"
+} 0, 1);
+is_deeply(ends(@r), { ok => 1, RF096 => 1 }, 'one of two is credited')
+    or diag(map { $_->{error} } @r);
+$pg->rows('DROP TRIGGER linger ON referral.referee_identity');
+
 # housekeeping from everywhere
 
 @r = $s->at_once(map {
@@ -415,6 +483,9 @@ my @steps = (
     qq(referral.redemption_reverse(${\ some('redemption') })),
     qq(referral.reward_transfer($referrer, $referrer, jsonb_build_object(
        'idempotency_key', random()::text, 'amount', 100))),
+    qq(referral.person_erase((SELECT person_id FROM referral.referral
+       WHERE id = $referral), 'storm')),
+    qq(referral.customer_erase(1, $referee, $mail, 'storm')),
     qq(referral.attribution_override($referral, 'storm')),
     qq(referral.referral_cancel($referral, 'storm')),
     qq(referral.referral_reject($referral, 'storm')),
@@ -489,6 +560,9 @@ cmp_ok($pg->value('SELECT count(DISTINCT to_status)'
                   . ' FROM referral.referral_step s JOIN referral.referral r'
                   . " ON r.id = s.referral_id WHERE program_id = $storm"),
        '>=', 7, 'of every kind');
+cmp_ok($pg->value('SELECT count(*) FROM referral.audit'
+                  . " WHERE action = 'erase' AND reason = 'storm'"), '>', 0,
+       'and erased somebody');
 sane('storm');
 
 $t->done();
