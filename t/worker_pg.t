@@ -155,6 +155,23 @@ ok($t->wait_for(sub { $w->output() =~ /sqlstate=55P03 kind=outage/ }, 10),
 rows_are('the lock is gone');
 $locker->wait(10);
 
+# so many rows wait that a COPY of them would take four times as long as a
+# statement may
+
+$pg->rows(q{CREATE FUNCTION public.slow() RETURNS trigger LANGUAGE plpgsql
+            AS 'BEGIN PERFORM pg_sleep(0.002); RETURN NEW; END'});
+$pg->rows('CREATE TRIGGER slow BEFORE INSERT ON referral.interaction
+           FOR EACH ROW EXECUTE FUNCTION public.slow()');
+$w->configure(%{ $w->{conf} }, statement_timeout => '500ms');
+$w->stop();
+journal_write(1000);
+$w->start();
+rows_are('a server that is slow takes fewer at a time');
+cmp_ok(lines($w, qr/event=postgres-failed .*sqlstate=57014/), '>=', 1,
+       'which its time limit told');
+$pg->rows('DROP TRIGGER slow ON referral.interaction');
+delete($w->{conf}{statement_timeout});
+
 # several hosts, of which the first is no server
 
 $w->configure(%{ $w->{conf} }, postgres => "host=/nonexistent,$pg->{home}"

@@ -61,7 +61,6 @@ referral_batch_init(referral_batch_t *b, size_t max)
 {
     memset(b, 0, sizeof(referral_batch_t));
 
-    b->max = max;
     b->size = REFERRAL_BATCH_ARENA;
     b->table_size = 1;
 
@@ -100,8 +99,8 @@ referral_batch_free(referral_batch_t *b)
 
 
 int
-referral_batch_read(referral_batch_t *b, referral_source_t *src,
-    referral_source_stream_t *st, char *error)
+referral_batch_read(referral_batch_t *b, size_t limit,
+    referral_source_t *src, referral_source_stream_t *st, char *error)
 {
     int               rc;
     referral_frame_t  frame;
@@ -109,7 +108,7 @@ referral_batch_read(referral_batch_t *b, referral_source_t *src,
     b->n = 0;
     b->used = 0;
 
-    while (b->n < b->max
+    while (b->n < limit
            && b->size - b->used > REFERRAL_RECORD_MAX + REFERRAL_BATCH_SLACK)
     {
         rc = src->next(src, st, &frame, error);

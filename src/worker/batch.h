@@ -49,14 +49,13 @@ typedef struct {
     uint8_t              verdict;
     uint32_t             count;            /* kept by the first of its key */
 
-    size_t               offset;           /* of the row in copies.rows */
+    size_t               offset;           /* of the row in interaction */
 } referral_item_t;
 
 
 typedef struct {
     referral_item_t     *items;
     size_t               n;
-    size_t               max;
 
     u_char              *arena;            /* payloads and texts */
     size_t               used;
@@ -88,11 +87,12 @@ int referral_batch_init(referral_batch_t *b, size_t max);
 void referral_batch_free(referral_batch_t *b);
 
 /*
- * Reads what there is.  REFERRAL_OK: the batch is full; otherwise what ended
- * the reading: REFERRAL_AGAIN, REFERRAL_DONE, REFERRAL_ERROR.
+ * Reads what there is, limit records of it at most, which is not more than
+ * max.  REFERRAL_OK: the batch is full; otherwise what ended the reading:
+ * REFERRAL_AGAIN, REFERRAL_DONE, REFERRAL_ERROR.
  */
-int referral_batch_read(referral_batch_t *b, referral_source_t *src,
-    referral_source_stream_t *st, char *error);
+int referral_batch_read(referral_batch_t *b, size_t limit,
+    referral_source_t *src, referral_source_stream_t *st, char *error);
 
 /* decides where every item goes; now: the clock of Postgres, Unix ms */
 void referral_batch_judge(referral_batch_t *b, uint64_t now);

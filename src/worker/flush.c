@@ -24,6 +24,10 @@
 
 #define REFERRAL_FLUSH_TRIES  3
 
+/* each batch after one that was shortened is longer by an eighth */
+
+#define REFERRAL_FLUSH_GROW   8
+
 /* lines about single records, in so many ms; of quarantine it is one */
 
 #define REFERRAL_FLUSH_LINES  10
@@ -46,8 +50,12 @@ typedef struct {
 
 static int referral_flush_read(referral_flush_t *f,
     referral_source_stream_t *st, char *error);
+static void referral_flush_shorten(referral_flush_t *f);
+static void referral_flush_lengthen(referral_flush_t *f);
 static int referral_flush_commit(referral_flush_t *f,
     referral_source_stream_t *st);
+static int referral_flush_again(referral_flush_t *f,
+    const referral_source_stream_t *st, unsigned *careful, unsigned *tries);
 static int referral_flush_transaction(referral_flush_t *f,
     referral_source_stream_t *st, unsigned careful);
 static int referral_flush_begin(referral_flush_t *f);
@@ -108,6 +116,8 @@ referral_flush_resize(referral_flush_t *f, size_t rows)
     f->batch = batch;
     f->next = next;
     f->ahead = NULL;
+    f->rows = rows;
+    f->limit = rows;
 
     return REFERRAL_OK;
 }
@@ -173,12 +183,14 @@ referral_flush_stream(referral_flush_t *f, referral_source_stream_t *st,
     referral_fault("worker-read");
 
     f->more = more && last == REFERRAL_OK;
+    f->sending = 0;
 
     rc = referral_flush_commit(f, st);
 
     if (rc != REFERRAL_OK) {
         f->ahead = NULL;
         st->placed = 0;
+        referral_flush_shorten(f);
         return rc;
     }
 
@@ -225,7 +237,36 @@ referral_flush_read(referral_flush_t *f, referral_source_stream_t *st,
 
     st->placed = 1;
 
-    return referral_batch_read(&f->batch, src, st, error);
+    return referral_batch_read(&f->batch, f->limit, src, st, error);
+}
+
+
+/*
+ * To a server that is slow or far away a COPY may take longer than a statement
+ * may: the same batch would fail again and again.
+ */
+
+static void
+referral_flush_shorten(referral_flush_t *f)
+{
+    if (f->sending && f->pg->class == REFERRAL_PG_RETRY) {
+        f->limit = (f->batch.n + 1) / 2;
+    }
+}
+
+
+static void
+referral_flush_lengthen(referral_flush_t *f)
+{
+    if (f->limit == f->rows) {
+        return;
+    }
+
+    f->limit += f->limit / REFERRAL_FLUSH_GROW + 1;
+
+    if (f->limit > f->rows) {
+        f->limit = f->rows;
+    }
 }
 
 
@@ -296,29 +337,46 @@ referral_flush_commit(referral_flush_t *f, referral_source_stream_t *st)
             continue;
         }
 
-        if (pg->class == REFERRAL_PG_DATA && f->copying && !careful) {
-            referral_log(REFERRAL_LOG_WARN, "row-refused", pg->error,
-                         "stream=%s sqlstate=%s records=%zu", st->name,
-                         pg->sqlstate, f->batch.n);
-            careful = 1;
-
-        } else if (pg->class == REFERRAL_PG_PARTITION
-                   && ++tries <= REFERRAL_FLUSH_TRIES)
+        if (referral_flush_again(f, st, &careful, &tries) != REFERRAL_OK
+            || referral_pg_rollback(pg) != REFERRAL_OK)
         {
-            f->ndays = 0;
-
-        } else {
-            if (pg->class != REFERRAL_PG_RETRY) {
-                pg->class = REFERRAL_PG_ALARM;
-            }
-
-            return REFERRAL_ERROR;
-        }
-
-        if (referral_pg_rollback(pg) != REFERRAL_OK) {
             return REFERRAL_ERROR;
         }
     }
+}
+
+
+/* what to do otherwise after a failure: REFERRAL_ERROR when there is nothing */
+
+static int
+referral_flush_again(referral_flush_t *f, const referral_source_stream_t *st,
+    unsigned *careful, unsigned *tries)
+{
+    referral_pg_t  *pg;
+
+    pg = f->pg;
+
+    if (pg->class == REFERRAL_PG_DATA && f->copying && !*careful) {
+        referral_log(REFERRAL_LOG_WARN, "row-refused", pg->error,
+                     "stream=%s sqlstate=%s records=%zu", st->name,
+                     pg->sqlstate, f->batch.n);
+        *careful = 1;
+
+        return REFERRAL_OK;
+    }
+
+    if (pg->class == REFERRAL_PG_PARTITION
+        && ++*tries <= REFERRAL_FLUSH_TRIES)
+    {
+        f->ndays = 0;
+        return REFERRAL_OK;
+    }
+
+    if (pg->class != REFERRAL_PG_RETRY) {
+        pg->class = REFERRAL_PG_ALARM;
+    }
+
+    return REFERRAL_ERROR;
 }
 
 
@@ -360,6 +418,8 @@ referral_flush_transaction(referral_flush_t *f, referral_source_stream_t *st,
     }
 
     referral_fault("worker-moved");
+
+    f->sending = 1;
 
     if (referral_flush_interactions(f, st, careful) != REFERRAL_OK) {
         return REFERRAL_ERROR;
@@ -714,7 +774,7 @@ referral_flush_ahead(referral_flush_t *f, referral_source_stream_t *st)
 
     f->more = 0;
     f->started = referral_stat_now();
-    f->last = referral_batch_read(&f->next, f->source, st, error);
+    f->last = referral_batch_read(&f->next, f->limit, f->source, st, error);
 
     st->placed = 0;
 
@@ -748,6 +808,8 @@ referral_flush_committed(referral_flush_t *f, referral_source_stream_t *st)
     st->has_last_id = item->has_id;
     memcpy(st->last_id, item->id, REFERRAL_UUID_LEN);
     st->dirty = 1;
+
+    referral_flush_lengthen(f);
 
     f->stat.batches++;
     f->stat.rows += b->rows;

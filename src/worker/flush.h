@@ -49,11 +49,15 @@ typedef struct {
     uint64_t                    started;   /* of it, monotonic us */
     referral_buf_t              slice;
 
+    size_t                      rows;      /* of a batch, at most */
+    size_t                      limit;     /* of the next one */
+
     int64_t                     days[REFERRAL_FLUSH_DAYS];  /* since 1970, */
     size_t                      ndays;     /* whose partitions are there */
 
     int32_t                     stream;    /* of the COPY under way */
     unsigned                    copying:1; /* the failed statement was COPY */
+    unsigned                    sending:1; /* rows, or what is none */
     unsigned                    more:1;    /* read ahead */
 
     referral_flush_stat_t       stat;
@@ -68,7 +72,7 @@ typedef struct {
 
 int referral_flush_init(referral_flush_t *f, referral_pg_t *pg, size_t rows);
 
-/* another number of rows, from the next batch on */
+/* at most so many rows a batch, from the next one on */
 int referral_flush_resize(referral_flush_t *f, size_t rows);
 void referral_flush_free(referral_flush_t *f);
 
