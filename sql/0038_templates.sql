@@ -206,6 +206,6 @@ END
 $$;
 
 INSERT INTO referral.schema_migration (version, name)
-    VALUES (37, 'templates');
+    VALUES (38, 'templates');
 
 COMMIT;

@@ -675,6 +675,6 @@ BEGIN
 END
 $$;
 
-INSERT INTO referral.schema_migration (version, name) VALUES (34, 'scope');
+INSERT INTO referral.schema_migration (version, name) VALUES (35, 'scope');
 
 COMMIT;

@@ -1,10 +1,8 @@
 -- Copyright (C) The nginx referral module authors
 --
--- Rewards: what is rejected is told as such, events have the slot and which
--- referral it was (a milestone, where a bonus is given), and how long it takes
--- to settle a debt, or to know a customer, does not grow with what else there
--- is: refunded rewards of the account, programs of the organisation.  Replaces
--- functions of this name in 0017, 0020 and 0022, as 0032 and 0033 left them.
+-- Rewards: what is rejected is told as such, and how long it takes to settle
+-- a debt does not grow with the refunded rewards of the account.  Replaces
+-- functions of this name in 0020, 0022 and 0032.
 
 BEGIN;
 
@@ -66,28 +64,6 @@ BEGIN
         PERFORM referral.reward_emit(w, CASE WHEN open THEN 'reversed'
                                         ELSE 'rejected' END, left_);
     END IF;
-END
-$$;
-
-
--- What events tell of a reward.
-
-CREATE OR REPLACE FUNCTION
-    referral.reward_event(w referral.reward, amount bigint)
-    RETURNS jsonb
-    LANGUAGE plpgsql STABLE
-    SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    RETURN jsonb_strip_nulls(jsonb_build_object(
-               'reward_id', w.id, 'referral_id', w.referral_id,
-               'program_id', w.program_id, 'conversion_id', w.conversion_id,
-               'beneficiary', w.beneficiary, 'referrer_id', w.referrer_id,
-               'person_id', w.person_id, 'slot', w.slot, 'nth', w.nth,
-               'kind', w.kind, 'unit', w.unit, 'amount', amount,
-               'item', w.item, 'coupon_bp', w.coupon_bp,
-               'status', w.status, 'needs_approval', w.needs_approval,
-               'valid_until', w.valid_until, 'reason', w.reason));
 END
 $$;
 
@@ -236,100 +212,7 @@ BEGIN
 END
 $$;
 
-
--- What of a program's settings says how its customers are known.
-
-CREATE FUNCTION referral.identity_key(settings jsonb) RETURNS bytea
-    LANGUAGE sql IMMUTABLE PARALLEL SAFE
-    SET search_path = pg_catalog, pg_temp
-AS $$
-    SELECT sha256(convert_to(concat_ws('/',
-               coalesce(settings -> 'referee_identity', 'null'),
-               coalesce(settings -> 'email_provider_rules', 'null'),
-               coalesce(settings -> 'calling_code', 'null'),
-               coalesce(settings -> 'trunk_prefix', 'null')), 'UTF8'))
-$$;
-
-REVOKE ALL ON FUNCTION referral.identity_key(jsonb) FROM PUBLIC;
-
-CREATE INDEX program_identity
-    ON referral.program (organisation_id, referral.identity_key(settings))
-    WHERE NOT template;
-
-
--- An external id of one program, as most are, needs one statement.
-
-CREATE OR REPLACE FUNCTION referral.customer_hashes(organisation_id bigint,
-                                                    only_program bigint,
-                                                    external_id text,
-                                                    contact jsonb)
-    RETURNS bytea[]
-    LANGUAGE plpgsql STABLE
-    SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    kinds   jsonb;
-    one     referral.program;
-    key     bytea := '';
-    hashes  bytea[] := '{}';
-BEGIN
-    IF only_program IS NOT NULL AND external_id IS NOT NULL
-       AND contact IS NULL
-    THEN
-        SELECT coalesce(p.settings -> 'referee_identity',
-                        o.settings -> 'referee_identity', '["external"]')
-            INTO kinds
-            FROM referral.program p
-                 JOIN referral.organisation o ON o.id = p.organisation_id
-            WHERE p.id = only_program AND NOT p.template
-                  AND o.id = customer_hashes.organisation_id;
-
-        RETURN CASE WHEN kinds ? 'external'
-                    THEN ARRAY[sha256(convert_to('external:' || external_id,
-                                                 'UTF8'))]
-                    ELSE '{}' END;
-    END IF;
-
-    IF only_program IS NOT NULL THEN
-        SELECT * INTO one
-            FROM referral.program g
-            WHERE g.id = only_program AND NOT g.template
-                  AND g.organisation_id = customer_hashes.organisation_id;
-
-        IF NOT FOUND THEN
-            RETURN '{}';
-        END IF;
-
-        RETURN ARRAY(SELECT DISTINCT h.hash
-                         FROM referral.referee_hashes(one, external_id,
-                                  contact ->> 'email', contact ->> 'phone') h);
-    END IF;
-
-    -- from one way to know them to the next: as many steps as there are ways
-
-    LOOP
-        SELECT * INTO one
-            FROM referral.program g
-            WHERE g.organisation_id = customer_hashes.organisation_id
-                  AND NOT g.template
-                  AND referral.identity_key(g.settings) > key
-            ORDER BY referral.identity_key(g.settings)
-            LIMIT 1;
-
-        EXIT WHEN NOT FOUND;
-
-        key := referral.identity_key(one.settings);
-        hashes := hashes || ARRAY(SELECT h.hash
-                      FROM referral.referee_hashes(one, external_id,
-                               contact ->> 'email', contact ->> 'phone') h
-                      WHERE h.hash <> ALL (hashes));
-    END LOOP;
-
-    RETURN hashes;
-END
-$$;
-
 INSERT INTO referral.schema_migration (version, name)
-    VALUES (36, 'reward_owing');
+    VALUES (37, 'reward_owing');
 
 COMMIT;

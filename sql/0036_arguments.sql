@@ -2,7 +2,7 @@
 --
 -- Arguments: null, values out of range and wrong words are errors with a name,
 -- in every function that others may call.  Replaces those of this name in
--- 0014, 0016, 0017, 0022, 0024, 0026 and 0029, as 0032 and 0033 left them.
+-- 0014, 0016, 0017, 0022, 0024, 0026 and 0029, as 0032 and 0034 left them.
 
 BEGIN;
 
@@ -994,6 +994,6 @@ END
 $$;
 
 INSERT INTO referral.schema_migration (version, name)
-    VALUES (35, 'arguments');
+    VALUES (36, 'arguments');
 
 COMMIT;
