@@ -47,7 +47,6 @@ ngx_http_referral_redirect_handler(ngx_http_request_t *r)
         return NGX_HTTP_NOT_FOUND;
     }
 
-
     ctx = ngx_http_referral_make_ctx(r);
     if (ctx == NULL) {
         return NGX_HTTP_INTERNAL_SERVER_ERROR;

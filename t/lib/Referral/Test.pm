@@ -85,10 +85,10 @@ writes nginx.conf and starts it.  In all texts (use q{}: variables of nginx
 stay as they are) %%DIR%% is the directory, %%PORT%% the port of the server,
 %%PORT:name%% another reserved one, %%REDIS%% the url of the first Redis.
 Defaults are added to http unless the texts have the directive: referral_zone
-1m, referral_redis when $t->redis() was called, referral_journal
-%%DIR%%/journal with small segments, referral_cookie off.  With cookie => 1
-there are referral_secret %%DIR%%/secret (two keys, k1 signs) and
-referral_consent not_required instead.  defaults => 0 adds none.  conf =>
+1m, referral_redis with timeout=2s when $t->redis() was called,
+referral_journal %%DIR%%/journal with small segments, referral_cookie off.
+With cookie => 1 there are referral_secret %%DIR%%/secret (two keys, k1 signs)
+and referral_consent not_required instead.  defaults => 0 adds none.  conf =>
 $text is a whole nginx.conf (%%GLOBALS%% is what it needs at the top).
 
     $t->nginx_test(same)    nginx -t: { status, output, log }

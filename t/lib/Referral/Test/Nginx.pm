@@ -80,7 +80,9 @@ sub defaults {
 
     $text .= "    referral_zone 1m;\n" unless $all =~ /\breferral_zone\b/;
 
-    $text .= "    referral_redis %%REDIS%%;\n"
+    # a busy machine may well keep Redis waiting for longer than 100 ms
+
+    $text .= "    referral_redis %%REDIS%% timeout=2s;\n"
         if $self->{redis}{redis} && $all !~ /\breferral_redis\b/;
 
     if ($all !~ /\breferral_journal\b/) {
