@@ -238,6 +238,6 @@ END
 $$;
 
 INSERT INTO referral.schema_migration (version, name)
-    VALUES (38, 'erasure_locks');
+    VALUES (39, 'erasure_locks');
 
 COMMIT;
