@@ -312,6 +312,51 @@ subtest 'frozen' => sub {
 };
 
 
+# The disk takes longer for the worker's first segment than Redis may take to
+# be connected: that is not Redis' fault.
+
+subtest 'a slow start' => sub {
+
+    plan skip_all => 'nothing can be preloaded before the sanitizers'
+        if $ENV{REFERRAL_ASAN};
+
+    my $t = Referral::Test->new();
+
+    $t->redis()->code('A');
+
+    $t->write_file('slow.c', q{
+        #include <time.h>
+
+        int
+        fdatasync(int fd)
+        {
+            struct timespec  ts = { 0, 700 * 1000000 };
+
+            nanosleep(&ts, NULL);
+
+            return 0;
+        }
+    });
+
+    my $built = $t->run($ENV{CC} // 'gcc', '-shared', '-fPIC', '-o',
+                        $t->path('slow.so'), $t->path('slow.c'));
+
+    is($built->{status}, 0, 'built') or diag($built->{output});
+
+    {
+        local $ENV{LD_PRELOAD} = $t->path('slow.so');
+        $t->nginx(http => 'referral_redis %%REDIS%% connect_timeout=500ms '
+                  . 'timeout=5s;', server => $server);
+    }
+
+    is(shown($t->get('/r/A')), '302 valid miss',
+       'the first request is asked for');
+    $t->log_unlike(qr/in time/, 'nothing is late');
+
+    $t->done();
+};
+
+
 subtest 'frozen for a moment' => sub {
 
     my $t = Referral::Test->new();

@@ -733,6 +733,10 @@ ngx_http_referral_init_process(ngx_cycle_t *cycle)
         (void) ngx_http_referral_geo_init_process(cycle, rmcf);
     }
 
+    /* a slow disk has used up seconds, and Redis gets timers from now on */
+
+    ngx_time_update();
+
     (void) ngx_http_referral_lookup_init_process(cycle, rmcf);
 
     ngx_http_referral_subscribe_init_process(cycle, rmcf);
