@@ -165,7 +165,9 @@ $t->reconfigure(%conf, workers => 1,
 my ($accepted, $refused) = (0, 0);
 my $started = time();
 
-for (1 .. 3000) {
+# a slow disk may refuse some between two segments
+
+for (1 .. 10000) {
     my $id = click();
 
     if ($id ne '') {
@@ -173,10 +175,10 @@ for (1 .. 3000) {
         next;
     }
 
-    last if ++$refused == 300;
+    last if ++$refused >= 300 && $t->log() =~ /small" is full: /;
 }
 
-is($refused, 300, "the journal is full after $accepted clicks");
+cmp_ok($refused, '>=', 300, "the journal is full after $accepted clicks");
 cmp_ok($accepted, '>=', 400, 'not before its space is used');
 
 # the record of a page is shorter, a few may still fit
