@@ -194,6 +194,8 @@ referral_writer_first(referral_writer_t *w, char *error)
         return REFERRAL_ERROR;
     }
 
+    /* the helper populates the rest while records come already */
+
     (void) madvise(s->map,
                    s->size < REFERRAL_WRITER_WINDOW ? s->size
                                                     : REFERRAL_WRITER_WINDOW,

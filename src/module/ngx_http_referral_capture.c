@@ -103,6 +103,9 @@ ngx_http_referral_capture(ngx_http_request_t *r, ngx_array_t *params)
     ngx_http_referral_read_headers(ctx);
 
     if (!ctx->document) {
+
+        /* an image or a script of a page: what was captured is no click */
+
         ctx->seen = 0;
         return NGX_DECLINED;
     }

@@ -62,8 +62,6 @@ ngx_http_referral_commit(ngx_http_referral_ctx_t *ctx)
         return;
     }
 
-    (void) referral_ip_from_sockaddr(&ip, ctx->request->connection->sockaddr);
-
     ngx_http_referral_count(requests[ctx->verdict][ctx->via]);
 
     tp = ngx_timeofday();
@@ -80,6 +78,8 @@ ngx_http_referral_commit(ngx_http_referral_ctx_t *ctx)
     /* nargs says how many of the arguments, which are half of it, are there */
 
     ngx_memzero(&rec, offsetof(referral_record_t, args));
+
+    (void) referral_ip_from_sockaddr(&ip, ctx->request->connection->sockaddr);
 
     ngx_http_referral_commit_record(ctx, &rec);
     ngx_http_referral_commit_place(ctx, &ip, &rec);

@@ -40,7 +40,7 @@ void ngx_http_referral_lookup_expect(ngx_http_referral_ctx_t *ctx);
 void ngx_http_referral_lookup_expect_entry(ngx_http_referral_ctx_t *ctx);
 
 /*
- * Judges ctx->code, which is expected.
+ * Judges ctx->code, which lookup_expect() was told of.
  *
  *   NGX_OK     ctx->verdict, cache and rule are set, judged is 1
  *   NGX_AGAIN  the request has to wait: ctx->wake(ctx) is called from the

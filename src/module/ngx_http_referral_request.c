@@ -20,7 +20,10 @@ static void ngx_http_referral_read_language(ngx_http_referral_ctx_t *ctx,
     ngx_str_t *value);
 
 
-/* of all names that are read, those in the table and two more */
+/*
+ * A bit for the length of each name that is read: those of the table below,
+ * "sec-fetch-dest" and "accept-language".
+ */
 
 #define NGX_HTTP_REFERRAL_HEADER_LENS                                         \
     (1 << 3 | 1 << 5 | 1 << 7 | 1 << 9 | 1 << 11 | 1 << 14 | 1 << 15)
