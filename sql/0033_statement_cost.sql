@@ -16,7 +16,21 @@ SET LOCAL ROLE referral_owner;
 DROP FUNCTION referral.reward_take(bigint, bigint, bigint);
 DROP FUNCTION referral.program_day(bigint, timestamptz);
 
--- This one was there twice, as reward_program.
+
+-- A partner's page counts all referrals of a referrer by status: from the
+-- index alone, as each of them lies in another page.  It is planned once in a
+-- session, not anew for the first five: planning takes longer than a page.
+
+DROP INDEX referral.referral_referrer;
+CREATE INDEX referral_referrer
+    ON referral.referral (referrer_id, created_at) INCLUDE (status);
+
+ALTER FUNCTION referral.partner_page(bigint, date, date)
+    SET plan_cache_mode = force_generic_plan;
+
+
+-- Rewards come after referrals, as in sessions that wait for either.  This
+-- index was there twice, as reward_program.
 
 DROP INDEX referral.reward_earned;
 
@@ -30,18 +44,6 @@ CREATE INDEX reward_expiring ON referral.reward (expiring_at)
 CREATE INDEX reward_expiry ON referral.reward (valid_until)
     WHERE status = 'approved' AND closed_at IS NULL
           AND valid_until IS NOT NULL;
-
-
--- A partner's page counts all referrals of a referrer by status: from the
--- index alone, as each of them lies in another page.  It is planned once in a
--- session, not anew for the first five: planning takes longer than a page.
-
-DROP INDEX referral.referral_referrer;
-CREATE INDEX referral_referrer
-    ON referral.referral (referrer_id, created_at) INCLUDE (status);
-
-ALTER FUNCTION referral.partner_page(bigint, date, date)
-    SET plan_cache_mode = force_generic_plan;
 
 
 CREATE OR REPLACE FUNCTION referral.options_check(what text, given jsonb,

@@ -590,9 +590,7 @@ END
 $$;
 
 
--- The clicks of one visitor id, which an attribution cookie holds.  Every
--- partition since then is read: seconds for each 10 million rows.  The edge
--- keeps no visitor, so a click recorded later is not erased.
+-- Without a visitor nothing would be found, and that be taken for an answer.
 
 CREATE FUNCTION referral.visitor_check(of_visitor uuid) RETURNS void
     LANGUAGE plpgsql STABLE
@@ -610,6 +608,10 @@ $$;
 
 REVOKE ALL ON FUNCTION referral.visitor_check(uuid) FROM PUBLIC;
 
+
+-- The clicks of one visitor id, which an attribution cookie holds.  Every
+-- partition since then is read: seconds for each 10 million rows.  The edge
+-- keeps no visitor, so a click recorded later is not erased.
 
 CREATE OR REPLACE FUNCTION
     referral.visitor_export(of_visitor uuid, since timestamptz DEFAULT NULL)

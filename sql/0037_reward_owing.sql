@@ -212,6 +212,24 @@ BEGIN
 END
 $$;
 
+
+-- A debt that is not marked is one that nothing pays.
+
+CREATE FUNCTION referral.ledger_check_owing()
+    RETURNS TABLE (problem text, object text, object_id bigint, detail text)
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT 'owes, and is not marked, or is marked and does not', 'reward',
+           w.id, format('owing %s, remaining %s', coalesce(w.owing, false),
+                        coalesce(s.remaining, 0))
+        FROM referral.reward w
+             LEFT JOIN referral.reward_state s ON s.id = w.id
+        WHERE coalesce(w.owing, false) <> (coalesce(s.remaining, 0) < 0)
+$$;
+
+REVOKE ALL ON FUNCTION referral.ledger_check_owing() FROM PUBLIC;
+
 INSERT INTO referral.schema_migration (version, name)
     VALUES (37, 'reward_owing');
 

@@ -1078,6 +1078,10 @@ SELECT pg_temp.finds(damage, wanted)
          'the numbers of referrals have gaps'),
         ('UPDATE referral.reward SET nth = 1 WHERE nth = 3',
          'the rule gives another amount'),
+        ('UPDATE referral.reward SET owing = NULL WHERE owing',
+         'owes, and is not marked, or is marked and does not'),
+        ('UPDATE referral.reward SET owing = true WHERE status = ''paid''',
+         'owes, and is not marked, or is marked and does not'),
         ('UPDATE referral.reward SET status = ''expired'''
          ' WHERE status = ''reversed''',
          'its status is not what its entries say'),
