@@ -724,7 +724,7 @@ subtest 'one byte at a time' => sub {
     my $t = Referral::Test->new();
     my $url = fake($t, \&healthy, bytes => 1);
 
-    $t->nginx(http => "referral_redis $url timeout=2s;", server => $server);
+    $t->nginx(http => "referral_redis $url timeout=10s;", server => $server);
 
     is(shown($t->get('/r/A')), '302 valid miss', 'assembled');
     is(scalar(grep { $_->status == 302 }
