@@ -50,7 +50,7 @@ my @contenders = qw(
     codes_10 codes_1000 codes_100k codes_1m codes_10_zipf codes_1000_zipf
     codes_100k_zipf codes_1m_zipf codes_1m_small_zone_uniform
     codes_1m_small_zone_zipf
-    cached cached_frozen cached_dead cached_slow
+    cached cached_between cached_frozen cached_dead cached_slow
     uncached uncached_frozen uncached_dead uncached_slow
     return302_h2 redirect_h2 return302_2w redirect_2w);
 
