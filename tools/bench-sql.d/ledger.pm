@@ -408,6 +408,10 @@ sub pgbench {
 
     @times = sort { $a <=> $b } @times;
 
+    my ($n) = $r->{output} =~ /^number of transactions .*: (\d+)/m;
+    die sprintf("pgbench: %d transactions in its log\n%s", scalar(@times),
+                $r->{output}) if $n != @times;
+
     return (rate => $tps, mean => $mean, worst => $times[-1] / 1000,
             p99 => $times[int(@times * 0.99)] / 1000,
             cpu => ($self->cpu() - $cpu) * 1000 / @times);

@@ -67,8 +67,13 @@ sub bindir {
 sub run {
     my ($self, @argv) = @_;
 
+    # its output alone: logs are appended to
+
+    my $log = "$self->{home}/init.log";
+    unlink($log);
+
     my $process = Referral::Test::Process->new(
-        name => 'run', argv => \@argv, log => "$self->{home}/init.log",
+        name => 'run', argv => \@argv, log => $log,
         user => $self->{user}, env => { LC_ALL => 'C.UTF-8' });
 
     my $status = $process->wait(120);
